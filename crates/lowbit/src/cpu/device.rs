@@ -1,0 +1,317 @@
+//! The CPU as a [`Device`]: activations are vectors of f32, every operation runs at once.
+
+use rayon::prelude::*;
+
+use super::{Cpu, decode_row};
+use crate::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor};
+use crate::tensor::rows_cols;
+use crate::{DType, Error, Result, Weight};
+
+/// The CPU as a [`Device`].
+#[derive(Debug, Clone, Copy)]
+pub struct CpuDevice {
+    cpu: Cpu,
+    activations: DType,
+}
+
+/// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
+struct Layer {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl CpuDevice {
+    /// A device whose linear layers take activations of that type: 16-bit ones are faster, f32
+    /// ones exact to f32.
+    pub fn new(cpu: Cpu, activations: DType) -> Self {
+        CpuDevice { cpu, activations }
+    }
+}
+
+/// Elements below which a loop is not worth a second thread.
+const PARALLEL_FROM: usize = 1 << 14;
+
+fn shape_error(op: &'static str, expected: String, got: String) -> Error {
+    Error::argument(op, expected, got, "check the model's configuration")
+}
+
+fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.shape() == b.shape() {
+        return Ok(());
+    }
+    Err(shape_error(op, format!("{:?}", a.shape()), format!("{:?}", b.shape())))
+}
+
+fn numbers<'a>(op: &'static str, x: &'a Tensor) -> Result<&'a [f32]> {
+    x.get::<Vec<f32>>(op).map(Vec::as_slice)
+}
+
+fn zeros(op: &'static str, len: usize) -> Result<Vec<f32>> {
+    let mut v = Vec::new();
+    v.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {
+        op,
+        bytes: 4 * len as u64,
+        help: "use a shorter context or a smaller batch".into(),
+    })?;
+    v.resize(len, 0.0);
+    Ok(v)
+}
+
+/// Calls `f(row index, row)` for every row, on all threads where that pays.
+fn for_rows(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    if out.len() >= PARALLEL_FROM {
+        out.par_chunks_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
+    } else {
+        out.chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| f(i, row));
+    }
+}
+
+impl Device for CpuDevice {
+    fn name(&self) -> String {
+        "CPU".into()
+    }
+
+    fn upload(&self, weight: &Weight) -> Result<Tensor> {
+        let shape = weight.shape().to_vec();
+        Ok(match weight {
+            // Vectors (norms, biases) are read as numbers, matrices as weights.
+            Weight::Dense(d) if shape.len() < 2 => Tensor::new(shape, d.to_f32()),
+            _ => Tensor::new(shape, weight.clone()),
+        })
+    }
+
+    fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
+        let len = shape.kv_heads * shape.head_dim * shape.capacity;
+        let out_of_memory = |_| Error::OutOfMemory {
+            op: "kv_cache",
+            bytes: shape.bytes(4),
+            help: format!("use a shorter context than {} positions", shape.capacity),
+        };
+        let layer = || -> Result<Layer> {
+            let reserve = || -> Result<Vec<f32>> {
+                let mut v = Vec::new();
+                v.try_reserve_exact(len).map_err(out_of_memory)?;
+                v.resize(len, 0.0);
+                Ok(v)
+            };
+            Ok(Layer { keys: reserve()?, values: reserve()? })
+        };
+        let layers = (0..shape.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
+        Ok(KvCache::new(shape, layers))
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        const OP: &str = "embed";
+        let weight = table.get::<Weight>(OP)?;
+        let (vocabulary, cols) = rows_cols(weight.shape());
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Error::argument(
+                OP,
+                format!("token ids below {vocabulary}"),
+                id.to_string(),
+                "use the tokenizer that belongs to the model",
+            ));
+        }
+        let mut out = zeros(OP, ids.len() * cols)?;
+        for_rows(&mut out, cols, |i, row| decode_row(weight, ids[i] as usize, row));
+        Ok(Tensor::new(vec![ids.len(), cols], out))
+    }
+
+    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        const OP: &str = "linear";
+        let weight = w.get::<Weight>(OP)?;
+        let (n, k) = rows_cols(weight.shape());
+        let (m, cols) = x.rows_cols();
+        if cols != k {
+            return Err(shape_error(OP, format!("x: [T, {k}]"), format!("{:?}", x.shape())));
+        }
+        let bias = bias.map(|b| numbers(OP, b)).transpose()?;
+        let mut y = zeros(OP, m * n)?;
+        self.cpu.linear_f32(weight, numbers(OP, x)?, bias, &mut y, self.activations)?;
+        Ok(Tensor::new(vec![m, n], y))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        const OP: &str = "rms_norm";
+        let weight = numbers(OP, weight)?;
+        let (_, cols) = x.rows_cols();
+        if weight.is_empty() || cols % weight.len() != 0 {
+            let expected = format!("rows of a multiple of {}", weight.len());
+            return Err(shape_error(OP, expected, format!("{:?}", x.shape())));
+        }
+        let mut out = numbers(OP, x)?.to_vec();
+        for_rows(&mut out, weight.len(), |_, row| {
+            let mean = row.iter().map(|v| v * v).sum::<f32>() / row.len() as f32;
+            let inverse = 1.0 / (mean + eps).sqrt();
+            for (v, w) in row.iter_mut().zip(weight) {
+                *v *= inverse * w;
+            }
+        });
+        Ok(Tensor::new(x.shape().to_vec(), out))
+    }
+
+    fn rope(&self, x: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> {
+        const OP: &str = "rope";
+        let (rows, cols) = x.rows_cols();
+        let half = rope.inv_freq.len();
+        if half == 0 || cols % (2 * half) != 0 {
+            let expected = format!("rows of a multiple of {}", 2 * half);
+            return Err(shape_error(OP, expected, format!("{:?}", x.shape())));
+        }
+        let turns: Vec<(f32, f32)> = (start..start + rows)
+            .flat_map(|p| rope.inv_freq.iter().map(move |f| (p as f32 * f).sin_cos()))
+            .map(|(sin, cos)| (sin * rope.scale, cos * rope.scale))
+            .collect();
+        let mut out = numbers(OP, x)?.to_vec();
+        for_rows(&mut out, cols, |t, row| {
+            for head in row.chunks_exact_mut(2 * half) {
+                let (a, b) = head.split_at_mut(half);
+                for ((a, b), (sin, cos)) in a.iter_mut().zip(b).zip(&turns[t * half..]) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        });
+        Ok(Tensor::new(x.shape().to_vec(), out))
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        cache: &mut KvCache,
+        layer: usize,
+        attention: &Attention,
+    ) -> Result<Tensor> {
+        const OP: &str = "attention";
+        let Attention { heads, kv_heads, head_dim, .. } = *attention;
+        let (rows, _) = q.rows_cols();
+        let shape = cache.shape();
+        let fits = q.shape() == [rows, heads * head_dim]
+            && k.shape() == [rows, kv_heads * head_dim]
+            && v.shape() == k.shape()
+            && (shape.kv_heads, shape.head_dim) == (kv_heads, head_dim)
+            && kv_heads > 0
+            && heads % kv_heads == 0
+            && layer < shape.layers;
+        if !fits {
+            let expected = format!("{attention:?} in layer {layer} of {shape:?}");
+            let got = format!("q {:?}, k {:?}, v {:?}", q.shape(), k.shape(), v.shape());
+            return Err(shape_error(OP, expected, got));
+        }
+        cache.check_room(rows)?;
+        let past = cache.len();
+        let layers = cache.data.downcast_mut::<Vec<Layer>>();
+        let layer = layers.and_then(|l| l.get_mut(layer)).ok_or_else(|| {
+            shape_error(OP, "a cache of this device".into(), "a foreign cache".into())
+        })?;
+        let (q, k, v) = (numbers(OP, q)?, numbers(OP, k)?, numbers(OP, v)?);
+        for t in 0..rows {
+            for head in 0..kv_heads {
+                let from = (t * kv_heads + head) * head_dim;
+                let to = (head * shape.capacity + past + t) * head_dim;
+                layer.keys[to..to + head_dim].copy_from_slice(&k[from..from + head_dim]);
+                layer.values[to..to + head_dim].copy_from_slice(&v[from..from + head_dim]);
+            }
+        }
+        let mut out = zeros(OP, rows * heads * head_dim)?;
+        let layer = &*layer;
+        let attend = |i: usize, out: &mut [f32]| {
+            let (t, head) = (i / heads, i % heads);
+            let last = past + t;
+            let first = attention.window.map_or(0, |w| (last + 1).saturating_sub(w));
+            let at = (head / (heads / kv_heads) * shape.capacity + first) * head_dim;
+            let seen = at..at + (last + 1 - first) * head_dim;
+            let query = &q[i * head_dim..(i + 1) * head_dim];
+            attend_one(query, &layer.keys[seen.clone()], &layer.values[seen], attention.scale, out);
+        };
+        if rows * heads * head_dim * (past + rows) >= PARALLEL_FROM {
+            out.par_chunks_mut(head_dim).enumerate().for_each(|(i, out)| attend(i, out));
+        } else {
+            out.chunks_mut(head_dim.max(1)).enumerate().for_each(|(i, out)| attend(i, out));
+        }
+        Ok(Tensor::new(vec![rows, heads * head_dim], out))
+    }
+
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        const OP: &str = "silu_mul";
+        same_shape(OP, gate, up)?;
+        let (gate_numbers, up) = (numbers(OP, gate)?, numbers(OP, up)?);
+        let mut out = zeros(OP, up.len())?;
+        for_rows(&mut out, 1024, |i, out| {
+            let from = i * 1024;
+            for ((o, g), u) in out.iter_mut().zip(&gate_numbers[from..]).zip(&up[from..]) {
+                *o = g / (1.0 + (-g).exp()) * u;
+            }
+        });
+        Ok(Tensor::new(gate.shape().to_vec(), out))
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        const OP: &str = "add";
+        same_shape(OP, a, b)?;
+        let pairs = numbers(OP, a)?.iter().zip(numbers(OP, b)?);
+        Ok(Tensor::new(a.shape().to_vec(), pairs.map(|(a, b)| a + b).collect::<Vec<f32>>()))
+    }
+
+    fn rows(&self, x: &Tensor, start: usize, rows: usize) -> Result<Tensor> {
+        const OP: &str = "rows";
+        let (have, cols) = x.rows_cols();
+        if start + rows > have {
+            let expected = format!("rows within 0..{have}");
+            return Err(shape_error(OP, expected, format!("{start}..{}", start + rows)));
+        }
+        let part = numbers(OP, x)?[start * cols..(start + rows) * cols].to_vec();
+        Ok(Tensor::new(vec![rows, cols], part))
+    }
+
+    fn argmax(&self, x: &Tensor) -> Result<Tensor> {
+        const OP: &str = "argmax";
+        let (rows, cols) = x.rows_cols();
+        let largest = |row: &[f32]| {
+            let mut best = 0;
+            for (i, v) in row.iter().enumerate() {
+                if *v > row[best] {
+                    best = i;
+                }
+            }
+            best as f32
+        };
+        let ids: Vec<f32> = numbers(OP, x)?.chunks_exact(cols.max(1)).map(largest).collect();
+        Ok(Tensor::new(vec![rows], ids))
+    }
+
+    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        numbers("read", x).map(<[f32]>::to_vec)
+    }
+}
+
+/// `softmax(scale * q kᵀ) v` for one query: `q: [D]`, `k, v: [P, D]`, `out: [D]`.
+fn attend_one(q: &[f32], k: &[f32], v: &[f32], scale: f32, out: &mut [f32]) {
+    let dim = q.len();
+    let mut weights: Vec<f32> = k.chunks_exact(dim).map(|k| scale * dot(q, k)).collect();
+    let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for w in &mut weights {
+        *w = (*w - max).exp();
+        sum += *w;
+    }
+    for (w, v) in weights.iter().zip(v.chunks_exact(dim)) {
+        for (o, v) in out.iter_mut().zip(v) {
+            *o += w / sum * v;
+        }
+    }
+}
+
+/// Sum of products in eight partial sums, which a compiler turns into vectors.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a8.zip(b8) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}

@@ -1,0 +1,39 @@
+//! Low-bit weights: formats, and CPU kernels that are right to the bit.
+//!
+//! Five calls cover most needs: [`quantize`], [`dequantize`], [`linear`], [`linear_transposed`] and
+//! [`double_quantize`]. They run on the best instruction set of the machine; [`Cpu`] chooses
+//! another one. [`device`] is what a model runner builds on.
+//!
+//! ```
+//! use lowbit::{QTensor, formats};
+//!
+//! // w: [N, K] = [2, 64], quantized to NF4 in blocks of 64
+//! let w: Vec<f32> = (0..128).map(|i| (i as f32 / 10.0).sin()).collect();
+//! let q: QTensor = lowbit::quantize(formats::by_name("nf4")?, &w, &[2, 64], None)?;
+//! assert_eq!(q.bits_per_weight(), 4.5);
+//!
+//! // y = x wᵀ: [M, N] = [3, 2]
+//! let x = vec![0.5f32; 3 * 64];
+//! let mut y = vec![0.0f32; 3 * 2];
+//! lowbit::linear(&q, &x, None, &mut y)?;
+//! # Ok::<(), lowbit::Error>(())
+//! ```
+
+pub mod cpu;
+pub mod device;
+mod dtype;
+mod error;
+pub mod format;
+pub mod formats;
+pub mod pack;
+mod tensor;
+
+pub use cpu::{
+    Cpu, CpuDevice, dequantize, double_quantize, linear, linear_transposed, quantize,
+};
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use format::Format;
+pub use tensor::{
+    DenseTensor, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Scales, Weight, e8m0_to_f32,
+};
