@@ -35,5 +35,5 @@ pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use format::Format;
 pub use tensor::{
-    DenseTensor, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Scales, Weight, e8m0_to_f32,
+    DenseTensor, Geometry, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Scales, Weight, e8m0_to_f32,
 };

@@ -298,9 +298,11 @@ pub(crate) fn rows_cols(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// Sizes that follow from a format, a shape and a block size.
+/// Sizes that follow from a format, a shape and a block size: what a tensor will take, before any of
+/// it is quantized.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Geometry {
+#[non_exhaustive]
+pub struct Geometry {
     /// Rows of `[N, K]`.
     pub n: usize,
     /// Weights in a row.
@@ -316,11 +318,14 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
+    /// Checks the shape and the block size (`None` for the format's default) and works the sizes out.
+    ///
     /// # Errors
     /// [`Error::Argument`] for a block size or a shape that the format cannot have.
     pub fn new(format: &Format, shape: &[usize], block_size: Option<usize>) -> Result<Self> {
         const OP: &str = "shape";
-        let numel = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        // A dimension of zero must not hide others whose product overflows.
+        let numel = shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)));
         if numel.is_none_or(|n| n > isize::MAX as usize / 16) {
             return Err(Error::argument(
                 OP,
@@ -372,7 +377,7 @@ impl Geometry {
 
     /// Block of weight `(row, col)`.
     #[inline(always)]
-    pub fn block(&self, row: usize, col: usize) -> usize {
+    pub(crate) fn block(&self, row: usize, col: usize) -> usize {
         match self.row_bytes {
             None => (row * self.k + col) / self.block_size,
             Some(_) => row * self.k.div_ceil(self.block_size) + col / self.block_size,
@@ -381,7 +386,7 @@ impl Geometry {
 
     /// First byte of the run of codes that holds a row, and the index of its first weight there.
     #[inline(always)]
-    pub fn run(&self, row: usize) -> (usize, usize) {
+    pub(crate) fn run(&self, row: usize) -> (usize, usize) {
         match self.row_bytes {
             None => (0, row * self.k),
             Some(bytes) => (row * bytes, 0),
