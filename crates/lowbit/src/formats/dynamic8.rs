@@ -51,10 +51,15 @@ const fn dynamic_map(signed: bool) -> [f32; 256] {
     sorted(map)
 }
 
-/// Entry `i` of `torch.linspace(0.1, 1, items)`: torch fills it from both ends.
+/// Entry `i` of `torch.linspace(0.1, 1, items)`: torch fills it from both ends, with a step in f32
+/// and one rounding per entry (a fused multiply-add, which f64 does exactly at these sizes).
 const fn boundary(i: usize, items: usize) -> f32 {
-    let step = (1.0f32 - 0.1f32) / (items - 1) as f32;
-    if i < items / 2 { 0.1f32 + step * i as f32 } else { 1.0f32 - step * (items - i - 1) as f32 }
+    let step = ((1.0f32 - 0.1f32) / (items - 1) as f32) as f64;
+    if i < items / 2 {
+        (0.1f32 as f64 + step * i as f64) as f32
+    } else {
+        (1.0 - step * (items - i - 1) as f64) as f32
+    }
 }
 
 const fn sorted(mut map: [f32; 256]) -> [f32; 256] {
