@@ -180,9 +180,9 @@ impl Format {
     /// The block sizes that [`block_size`](Self::block_size) takes; empty for a whole-row format.
     pub fn block_sizes(&self) -> Vec<usize> {
         match self.layout {
-            Layout::Flat { min, max, .. } => {
-                std::iter::successors(Some(min), |b| Some(b * 2)).take_while(|b| *b <= max).collect()
-            }
+            Layout::Flat { min, max, .. } => std::iter::successors(Some(min), |b| Some(b * 2))
+                .take_while(|b| *b <= max)
+                .collect(),
             Layout::Rows { block: RowBlock::Whole, .. } => Vec::new(),
             Layout::Rows { block: RowBlock::Fixed(b), .. } => vec![b],
             Layout::Rows { block: RowBlock::OneOf(sizes), .. } => sizes.to_vec(),

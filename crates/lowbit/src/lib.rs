@@ -19,6 +19,7 @@
 //! # Ok::<(), lowbit::Error>(())
 //! ```
 
+pub mod conformance;
 pub mod cpu;
 pub mod device;
 mod dtype;
@@ -29,7 +30,7 @@ pub mod pack;
 mod tensor;
 
 pub use cpu::{
-    Cpu, CpuDevice, dequantize, double_quantize, linear, linear_transposed, quantize,
+    Cpu, CpuDevice, dequantize, double_quantize, gemm, gemv, linear, linear_transposed, quantize,
 };
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

@@ -68,8 +68,11 @@ mod tests {
 
     fn packings() -> impl Strategy<Value = (Packing, u32, usize)> {
         prop_oneof![
-            prop_oneof![Just(1u32), Just(2), Just(4), Just(8)]
-                .prop_map(|bits| (Packing::HighFirst, bits, 1usize << bits)),
+            prop_oneof![Just(1u32), Just(2), Just(4), Just(8)].prop_map(|bits| (
+                Packing::HighFirst,
+                bits,
+                1usize << bits
+            )),
             (1u32..=16).prop_map(|bits| (Packing::LowFirst, bits, 1usize << bits)),
             Just((Packing::Radix { base: 3, per_byte: 5 }, 2, 3)),
         ]

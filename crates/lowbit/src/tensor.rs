@@ -156,7 +156,11 @@ impl QTensor {
         };
         expect("bytes of codes", geometry.code_bytes, codes.len())?;
         expect("scales", geometry.blocks, scales.len())?;
-        expect("means", if format.has_mean { geometry.blocks } else { 0 }, means.as_ref().map_or(0, Vec::len))?;
+        expect(
+            "means",
+            if format.has_mean { geometry.blocks } else { 0 },
+            means.as_ref().map_or(0, Vec::len),
+        )?;
         match (&scales, format.scale) {
             (Scales::E8M0(_), ScaleKind::E8M0) => {}
             (Scales::F32(_), ScaleKind::Absmax | ScaleKind::Step) => {}

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Cpu, decode_row};
+use super::Cpu;
 use crate::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor};
 use crate::tensor::rows_cols;
 use crate::{DType, Error, Result, Weight};
@@ -68,7 +68,7 @@ fn for_rows(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync +
 
 impl Device for CpuDevice {
     fn name(&self) -> String {
-        "CPU".into()
+        format!("CPU ({})", self.cpu.isa().name())
     }
 
     fn upload(&self, weight: &Weight) -> Result<Tensor> {
@@ -113,7 +113,7 @@ impl Device for CpuDevice {
             ));
         }
         let mut out = zeros(OP, ids.len() * cols)?;
-        for_rows(&mut out, cols, |i, row| decode_row(weight, ids[i] as usize, row));
+        for_rows(&mut out, cols, |i, row| self.cpu.decode_row(weight, ids[i] as usize, row));
         Ok(Tensor::new(vec![ids.len(), cols], out))
     }
 

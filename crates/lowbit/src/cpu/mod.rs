@@ -1,27 +1,59 @@
 //! CPU kernels: the specification ([`reference`](mod@reference)) and the fast paths behind [`Cpu`].
 
+mod dequantize;
 mod device;
+mod dispatch;
+mod gemm;
+mod gemm16;
+mod gemv;
+mod linear;
+mod quantize;
 pub mod reference;
+mod simd;
+mod transposed;
+mod view;
 
 pub use device::CpuDevice;
+pub use dispatch::Isa;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::tensor::rows_cols;
-use crate::{Element, Error, Format, QTensor, Result, Scales, Weight};
+use crate::{
+    DType, Element, Error, Format, NESTED_BLOCK_SIZE, Nested, QTensor, Result, Scales, Weight,
+    formats,
+};
+use view::{DecodeRow, View};
 
-/// The CPU with one chosen instruction set.
+/// The CPU with one instruction set. Work is spread over rayon's current thread pool.
 #[derive(Debug, Clone, Copy)]
-pub struct Cpu {}
+pub struct Cpu {
+    isa: Isa,
+}
 
 impl Cpu {
     /// The best instruction set of this machine.
     pub fn best() -> Self {
-        Cpu {}
+        Self::with(Isa::best())
     }
 
-    /// Quantizes `w`, row-major of that shape. See [`quantize`].
+    /// A chosen instruction set.
+    pub fn with(isa: Isa) -> Self {
+        Cpu { isa }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Quantizes `w`, row-major of that shape, to a format; `block_size` None is the format's
+    /// default.
     ///
     /// # Errors
-    /// As [`quantize`].
+    /// [`Error::Argument`] for a shape or block size the format cannot have, [`Error::NotFinite`]
+    /// for NaN or infinity in `w`.
     pub fn quantize<T: Element>(
         &self,
         format: &'static Format,
@@ -29,26 +61,58 @@ impl Cpu {
         shape: &[usize],
         block_size: Option<usize>,
     ) -> Result<QTensor> {
-        let w: Vec<f32> = w.iter().map(|v| v.to_f32()).collect();
-        reference::quantize(format, &w, shape, block_size)
+        quantize::quantize(self.isa, format, w, shape, block_size)
     }
 
-    /// See [`dequantize`].
+    /// Quantizes the f32 scales of a tensor a second time, as bitsandbytes does: their mean is
+    /// taken off, the rest is quantized with the signed dynamic map in blocks of 256.
     ///
     /// # Errors
-    /// As [`dequantize`].
+    /// [`Error::Argument`] if the scales are not f32.
+    pub fn double_quantize(&self, q: QTensor) -> Result<QTensor> {
+        let scales = match q.scales() {
+            Scales::F32(scales) => scales,
+            Scales::Nested(_) => return Ok(q),
+            Scales::E8M0(_) => {
+                return Err(Error::argument(
+                    "double_quantize",
+                    "f32 scales",
+                    format!("{}, whose scales are bytes already", q.format().name),
+                    "leave double quantization out",
+                ));
+            }
+        };
+        let offset = reference::mean(scales);
+        let centred: Vec<f32> = scales.iter().map(|s| s - offset).collect();
+        let map = formats::by_name("dynamic8")?;
+        let nested = self.quantize(map, &centred, &[scales.len()], Some(NESTED_BLOCK_SIZE))?;
+        let nested = Nested {
+            codes: nested.codes().clone(),
+            absmax: nested.scales().to_f32(),
+            offset,
+            block_size: NESTED_BLOCK_SIZE,
+            map: Arc::from(nested.codebook()),
+        };
+        q.with_scales(Scales::Nested(nested))
+    }
+
+    /// Writes all weights, row-major, to `out`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `out` has another length.
     pub fn dequantize<T: Element>(&self, q: &QTensor, out: &mut [T]) -> Result<()> {
         check_len("dequantize", "numbers of output", q.numel(), out.len())?;
-        for (o, v) in out.iter_mut().zip(reference::dequantize(q)) {
-            *o = T::from_f32(v);
-        }
+        dequantize::dequantize(self.isa, q, out);
         Ok(())
     }
 
-    /// See [`linear`].
+    /// `y = x wᵀ + bias`: `w: [N, K]`, `x: [.., K]`, `bias: [N]`, `y: [.., N]`.
+    ///
+    /// Accumulates in f32. f32 activations get f32 accuracy; f16 and bf16 ones may be rounded to
+    /// 16-bit integers, to about 1e-4 of the largest in each 64.
     ///
     /// # Errors
-    /// As [`linear`].
+    /// [`Error::Argument`] if a length does not fit.
     pub fn linear<T: Element>(
         &self,
         q: &QTensor,
@@ -57,48 +121,80 @@ impl Cpu {
         y: &mut [T],
     ) -> Result<()> {
         check_linear(q.shape(), x.len(), bias.map(<[T]>::len), y.len())?;
-        let x: Vec<f32> = x.iter().map(|v| v.to_f32()).collect();
-        let bias: Option<Vec<f32>> = bias.map(|b| b.iter().map(|v| v.to_f32()).collect());
-        for (o, v) in y.iter_mut().zip(reference::linear(q, &x, bias.as_deref())) {
-            *o = T::from_f32(v as f32);
-        }
+        let bias = bias.map(to_f32);
+        let view = View::quantized(q);
+        with_f32(y, |y| {
+            linear::linear(self.isa, &view, &to_f32(x), bias.as_deref(), y, T::DTYPE);
+        });
+        Ok(())
+    }
+
+    /// [`linear`](Self::linear) for one row of activations, without bias: `x: [K]`, `y: [N]`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a length does not fit.
+    pub fn gemv<T: Element>(&self, q: &QTensor, x: &[T], y: &mut [T]) -> Result<()> {
+        check_len("gemv", "numbers of x, one row of K", q.cols(), x.len())?;
+        check_len("gemv", "numbers of y, one row of N", q.rows(), y.len())?;
+        self.linear(q, x, None, y)
+    }
+
+    /// [`linear`](Self::linear) for `m` rows of activations, without bias: `x: [m, K]`,
+    /// `y: [m, N]`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a length does not fit.
+    pub fn gemm<T: Element>(&self, q: &QTensor, x: &[T], m: usize, y: &mut [T]) -> Result<()> {
+        check_len("gemm", &format!("numbers of x, {m} rows of K"), m * q.cols(), x.len())?;
+        check_len("gemm", &format!("numbers of y, {m} rows of N"), m * q.rows(), y.len())?;
+        self.linear(q, x, None, y)
+    }
+
+    /// `dx = dy w`: `w: [N, K]`, `dy: [.., N]`, `dx: [.., K]`: the gradient of
+    /// [`linear`](Self::linear)'s input. f32 accuracy for every type.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a length does not fit.
+    pub fn linear_transposed<T: Element>(&self, q: &QTensor, dy: &[T], dx: &mut [T]) -> Result<()> {
+        const OP: &str = "linear_transposed";
+        let (n, k) = rows_cols(q.shape());
+        let m = if n == 0 { dx.len().checked_div(k).unwrap_or(0) } else { dy.len() / n };
+        check_len(OP, &format!("numbers of dy, rows of N = {n}"), m * n, dy.len())?;
+        check_len(OP, &format!("numbers of dx, {m} rows of K = {k}"), m * k, dx.len())?;
+        let view = View::quantized(q);
+        with_f32(dx, |dx| transposed::linear_transposed(self.isa, &view, &to_f32(dy), dx));
         Ok(())
     }
 
     /// `y = x wᵀ + bias` for any weight, on f32 numbers: `w: [N, K]`, `x: [.., K]`, `bias: [N]`,
-    /// `y: [.., N]`. `precision` says what `x` stands for: a 16-bit type permits kernels that keep
-    /// 16-bit accuracy, [`DType::F32`](crate::DType::F32) only exact ones.
+    /// `y: [.., N]`. `precision` says what `x` stands for: a 16-bit type permits the kernels that
+    /// [`linear`](Self::linear) uses for it, [`DType::F32`] only exact ones.
     ///
     /// # Errors
-    /// As [`linear`].
+    /// [`Error::Argument`] if a length does not fit.
     pub fn linear_f32(
         &self,
         w: &Weight,
         x: &[f32],
         bias: Option<&[f32]>,
         y: &mut [f32],
-        precision: crate::DType,
+        precision: DType,
     ) -> Result<()> {
-        let m = check_linear(w.shape(), x.len(), bias.map(<[f32]>::len), y.len())?;
-        let _ = precision;
-        let (n, k) = rows_cols(w.shape());
-        let mut row = vec![0.0; k];
-        for out in 0..n {
-            decode_row(w, out, &mut row);
-            for i in 0..m {
-                let sum: f32 = x[i * k..(i + 1) * k].iter().zip(&row).map(|(a, b)| a * b).sum();
-                y[i * n + out] = sum + bias.map_or(0.0, |b| b[out]);
-            }
-        }
+        check_linear(w.shape(), x.len(), bias.map(<[f32]>::len), y.len())?;
+        linear::linear(self.isa, &View::of(w), x, bias, y, precision);
         Ok(())
+    }
+
+    /// Row `row` of a weight in f32. `out: [K]`; both fit.
+    pub(crate) fn decode_row(&self, w: &Weight, row: usize, out: &mut [f32]) {
+        self.isa.run(DecodeRow { view: &View::of(w), row, col: 0, out });
     }
 }
 
-/// Quantizes `w`, row-major of that shape, to a format; `block_size` None is the format's default.
+/// [`Cpu::quantize`] on the best instruction set.
 ///
 /// # Errors
-/// [`Error::Argument`] for a shape or block size the format cannot have, [`Error::NotFinite`] for
-/// NaN or infinity in `w`.
+/// As [`Cpu::quantize`].
 pub fn quantize<T: Element>(
     format: &'static Format,
     w: &[T],
@@ -108,73 +204,71 @@ pub fn quantize<T: Element>(
     Cpu::best().quantize(format, w, shape, block_size)
 }
 
-/// Quantizes the f32 scales of a tensor a second time: 4.127 bits a weight at block 64, against 4.5.
+/// [`Cpu::double_quantize`] on the best instruction set.
 ///
 /// # Errors
-/// [`Error::Argument`] if the scales are not f32.
+/// As [`Cpu::double_quantize`].
 pub fn double_quantize(q: QTensor) -> Result<QTensor> {
-    match q.scales() {
-        Scales::F32(scales) => {
-            let nested = reference::double_quantize(scales)?;
-            q.with_scales(Scales::Nested(nested))
-        }
-        Scales::Nested(_) => Ok(q),
-        Scales::E8M0(_) => Err(Error::argument(
-            "double_quantize",
-            "f32 scales",
-            format!("{}, whose scales are bytes already", q.format().name),
-            "leave double quantization out",
-        )),
-    }
+    Cpu::best().double_quantize(q)
 }
 
-/// Writes all weights, row-major, to `out`.
+/// [`Cpu::dequantize`] on the best instruction set.
 ///
 /// # Errors
-/// [`Error::Argument`] if `out` has another length.
+/// As [`Cpu::dequantize`].
 pub fn dequantize<T: Element>(q: &QTensor, out: &mut [T]) -> Result<()> {
     Cpu::best().dequantize(q, out)
 }
 
-/// `y = x wᵀ + bias`: `w: [N, K]`, `x: [.., K]`, `bias: [N]`, `y: [.., N]`, f32 accumulation.
+/// [`Cpu::linear`] on the best instruction set.
 ///
 /// # Errors
-/// [`Error::Argument`] if a length does not fit.
+/// As [`Cpu::linear`].
 pub fn linear<T: Element>(q: &QTensor, x: &[T], bias: Option<&[T]>, y: &mut [T]) -> Result<()> {
     Cpu::best().linear(q, x, bias, y)
 }
 
-/// `dx = dy w`: `w: [N, K]`, `dy: [.., N]`, `dx: [.., K]`: the gradient of [`linear`]'s input.
+/// [`Cpu::gemv`] on the best instruction set.
 ///
 /// # Errors
-/// [`Error::Argument`] if a length does not fit.
-pub fn linear_transposed<T: Element>(q: &QTensor, dy: &[T], dx: &mut [T]) -> Result<()> {
-    let dy: Vec<f32> = dy.iter().map(|v| v.to_f32()).collect();
-    for (o, v) in dx.iter_mut().zip(reference::linear_transposed(q, &dy)) {
-        *o = T::from_f32(v as f32);
-    }
-    Ok(())
+/// As [`Cpu::gemv`].
+pub fn gemv<T: Element>(q: &QTensor, x: &[T], y: &mut [T]) -> Result<()> {
+    Cpu::best().gemv(q, x, y)
 }
 
-/// Row `row` of a weight in f32. `out: [K]`.
-pub(crate) fn decode_row(w: &Weight, row: usize, out: &mut [f32]) {
-    match w {
-        Weight::Quantized(q) => {
-            for (col, o) in out.iter_mut().enumerate() {
-                *o = reference::weight(q, row, col);
-            }
-        }
-        Weight::Dense(d) => {
-            let k = out.len();
-            let size = d.dtype().size();
-            for (o, b) in out.iter_mut().zip(d.data()[row * k * size..].chunks_exact(size)) {
-                *o = match d.dtype() {
-                    crate::DType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-                    crate::DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                    crate::DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-                };
-            }
-        }
+/// [`Cpu::gemm`] on the best instruction set.
+///
+/// # Errors
+/// As [`Cpu::gemm`].
+pub fn gemm<T: Element>(q: &QTensor, x: &[T], m: usize, y: &mut [T]) -> Result<()> {
+    Cpu::best().gemm(q, x, m, y)
+}
+
+/// [`Cpu::linear_transposed`] on the best instruction set.
+///
+/// # Errors
+/// As [`Cpu::linear_transposed`].
+pub fn linear_transposed<T: Element>(q: &QTensor, dy: &[T], dx: &mut [T]) -> Result<()> {
+    Cpu::best().linear_transposed(q, dy, dx)
+}
+
+/// Numbers in f32; f32 itself is not copied.
+fn to_f32<T: Element>(x: &[T]) -> Cow<'_, [f32]> {
+    match bytemuck::try_cast_slice(x) {
+        Ok(x) if T::DTYPE == DType::F32 => Cow::Borrowed(x),
+        _ => Cow::Owned(x.iter().map(|v| v.to_f32()).collect()),
+    }
+}
+
+/// Has `f` write f32 numbers, and rounds them to `out`'s type.
+fn with_f32<T: Element>(out: &mut [T], f: impl FnOnce(&mut [f32])) {
+    if T::DTYPE == DType::F32 {
+        return f(bytemuck::cast_slice_mut(out));
+    }
+    let mut numbers = vec![0.0; out.len()];
+    f(&mut numbers);
+    for (o, v) in out.iter_mut().zip(numbers) {
+        *o = T::from_f32(v);
     }
 }
 
@@ -185,13 +279,11 @@ fn check_len(op: &'static str, what: &str, expected: usize, got: usize) -> Resul
     Err(Error::argument(op, format!("{expected} {what}"), got.to_string(), "check the shapes"))
 }
 
-/// Rows of `x` for `w` of that shape.
-fn check_linear(shape: &[usize], x: usize, bias: Option<usize>, y: usize) -> Result<usize> {
+fn check_linear(shape: &[usize], x: usize, bias: Option<usize>, y: usize) -> Result<()> {
     const OP: &str = "linear";
     let (n, k) = rows_cols(shape);
     let m = if k == 0 { y.checked_div(n).unwrap_or(0) } else { x / k };
     check_len(OP, &format!("numbers of x, rows of K = {k}"), m * k, x)?;
     check_len(OP, &format!("numbers of y, {m} rows of N = {n}"), m * n, y)?;
-    check_len(OP, &format!("numbers of bias, N = {n}"), n, bias.unwrap_or(n))?;
-    Ok(m)
+    check_len(OP, &format!("numbers of bias, N = {n}"), n, bias.unwrap_or(n))
 }

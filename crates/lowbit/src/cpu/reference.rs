@@ -9,7 +9,9 @@ use bytes::Bytes;
 
 use crate::format::{Layout, ScaleKind};
 use crate::tensor::{Geometry, rows_cols};
-use crate::{Error, Format, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Result, Scales, formats, pack};
+use crate::{
+    Error, Format, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Result, Scales, formats, pack,
+};
 
 /// Quantizes `w`, row-major of that shape.
 ///
@@ -47,7 +49,13 @@ pub fn quantize(
                 }
                 false => encoder.encode(0.0),
             };
-            pack::set(format.packing, format.code_bits, &mut codes[byte..], first + col, code.into());
+            pack::set(
+                format.packing,
+                format.code_bits,
+                &mut codes[byte..],
+                first + col,
+                code.into(),
+            );
         }
     }
     pad_last_byte(format, &g, &mut codes);
@@ -144,7 +152,12 @@ pub(crate) fn check_quantize(
 
 pub(crate) fn encoder_of(format: &'static Format) -> Result<&'static crate::format::Encoder> {
     format.encoder.ok_or_else(|| {
-        Error::argument("quantize", "a format with an encoder", format.name, "choose another format")
+        Error::argument(
+            "quantize",
+            "a format with an encoder",
+            format.name,
+            "choose another format",
+        )
     })
 }
 
@@ -169,10 +182,15 @@ pub fn dequantize(q: &QTensor) -> Vec<f32> {
     (0..n * k).map(|i| weight(q, i / k, i % k)).collect()
 }
 
+/// Mean, summed in f64; 0 of nothing.
+pub(crate) fn mean(numbers: &[f32]) -> f32 {
+    let sum: f64 = numbers.iter().map(|v| f64::from(*v)).sum();
+    if numbers.is_empty() { 0.0 } else { (sum / numbers.len() as f64) as f32 }
+}
+
 /// Double quantization of f32 scales: signed dynamic map, blocks of 256, their mean taken off.
 pub fn double_quantize(scales: &[f32]) -> Result<Nested> {
-    let sum: f64 = scales.iter().map(|s| f64::from(*s)).sum();
-    let offset = if scales.is_empty() { 0.0 } else { (sum / scales.len() as f64) as f32 };
+    let offset = mean(scales);
     let centred: Vec<f32> = scales.iter().map(|s| s - offset).collect();
     let map = formats::by_name("dynamic8")?;
     let q = quantize(map, &centred, &[scales.len()], Some(NESTED_BLOCK_SIZE))?;

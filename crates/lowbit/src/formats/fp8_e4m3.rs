@@ -83,11 +83,11 @@ mod tests {
     #[test]
     fn rounds_to_nearest_even_carries_and_saturates() {
         let cases = [
-            (1.0625, 0x38),   // tie between 1.0 and 1.125: even mantissa
-            (1.1875, 0x3a),   // tie between 1.125 and 1.25
-            (1.96875, 0x40),  // past 1.9375, the tie with 2.0: carries into the exponent
-            (1.9375, 0x40),   // that tie itself
-            (0.0009765625, 0x00), // tie between 0 and the smallest subnormal
+            (1.0625, 0x38),        // tie between 1.0 and 1.125: even mantissa
+            (1.1875, 0x3a),        // tie between 1.125 and 1.25
+            (1.96875, 0x40),       // past 1.9375, the tie with 2.0: carries into the exponent
+            (1.9375, 0x40),        // that tie itself
+            (0.0009765625, 0x00),  // tie between 0 and the smallest subnormal
             (-0.0029296875, 0x82), // tie between two subnormals
             (463.0, 0x7e),
             (1e9, 0x7e),

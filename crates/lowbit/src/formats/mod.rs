@@ -1,10 +1,10 @@
 //! The table of formats. Tests, benches, commands and the README iterate [`ALL`].
 
 mod dynamic8;
-mod mxfp4;
 mod fp4;
 mod fp8_e4m3;
 mod int8;
+mod mxfp4;
 mod nf4;
 
 pub use dynamic8::SIGNED_MAP;

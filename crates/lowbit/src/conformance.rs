@@ -1,0 +1,526 @@
+//! The suite that every device runs: each format of the table against the scalar
+//! [`reference`](mod@crate::cpu::reference).
+//!
+//! ```
+//! use lowbit::{Cpu, conformance};
+//!
+//! let report = conformance::run(&Cpu::best(), conformance::Size::Quick);
+//! assert!(report.failures.is_empty(), "{report}");
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use crate::cpu::reference;
+use crate::format::{ScaleKind, Values};
+use crate::tensor::Geometry;
+use crate::{Cpu, DType, Element, Format, Parts, QTensor, Result, Scales, formats, pack};
+
+/// Numbers of a type; every value is one that the type has.
+#[derive(Debug, Clone)]
+pub struct Numbers {
+    /// Their type.
+    pub dtype: DType,
+    /// The numbers.
+    pub values: Vec<f32>,
+}
+
+/// What is tested: the operations of this crate, elsewhere.
+pub trait Subject {
+    /// What a person would call it.
+    fn name(&self) -> String;
+    /// Quantizes `w` of that shape.
+    ///
+    /// # Errors
+    /// Whatever the subject reports; so for the others.
+    fn quantize(
+        &self,
+        format: &'static Format,
+        w: &Numbers,
+        shape: &[usize],
+        block_size: Option<usize>,
+    ) -> Result<QTensor>;
+    /// Quantizes f32 scales.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    fn double_quantize(&self, q: QTensor) -> Result<QTensor>;
+    /// All weights in a type.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    fn dequantize(&self, q: &QTensor, dtype: DType) -> Result<Numbers>;
+    /// `y = x wᵀ + bias`, in the type of `x`.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    fn linear(&self, q: &QTensor, x: &Numbers, bias: Option<&Numbers>) -> Result<Numbers>;
+    /// `dx = dy w`, in the type of `dy`.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    fn linear_transposed(&self, q: &QTensor, dy: &Numbers) -> Result<Numbers>;
+}
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// A shape and a type for each format: a second.
+    Quick,
+    /// Every block size and type over the shapes, in pairs.
+    Full,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Comparisons made.
+    pub cases: usize,
+    /// What went wrong, one line each.
+    pub failures: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} cases, {} failures", self.cases, self.failures.len())?;
+        self.failures.iter().take(20).try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+/// `[N, K]`: whole blocks, blocks that cross rows, odd rows, single weights, nothing.
+const SHAPES: [(usize, usize); 12] = [
+    (16, 256),
+    (33, 96),
+    (16, 80),
+    (48, 320),
+    (5, 1024),
+    (7, 61),
+    (9, 1),
+    (1, 129),
+    (3, 4096),
+    (40, 200),
+    (0, 64),
+    (4, 0),
+];
+/// Rows of activations: one, a few, more than a kernel keeps sums for.
+const ROWS: [usize; 6] = [1, 2, 5, 16, 67, 0];
+
+/// Runs every format of the table.
+pub fn run(subject: &dyn Subject, size: Size) -> Report {
+    let mut report = Report::default();
+    for format in formats::ALL {
+        run_format(subject, format, size, &mut report);
+    }
+    report
+}
+
+/// Runs one format, which need not be in the table.
+pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, report: &mut Report) {
+    let sizes = match format.block_sizes() {
+        sizes if sizes.is_empty() => vec![None],
+        sizes => sizes.into_iter().map(Some).collect(),
+    };
+    let mut rng = Rng(format.name.bytes().fold(1, |seed, b| seed * 31 + u64::from(b)));
+    let (sizes, shapes) = match size {
+        Size::Quick => (&sizes[..1], &SHAPES[..2]),
+        Size::Full => (&sizes[..], &SHAPES[..]),
+    };
+    for (i, block_size) in sizes.iter().enumerate() {
+        for (j, &(n, k)) in shapes.iter().enumerate() {
+            let dtype = DType::ALL[(i + j) % 3];
+            let m = ROWS[(i + j) % ROWS.len()];
+            let mut case = Case { subject, format, n, k, block_size: *block_size, report };
+            case.quantize(&mut rng, dtype);
+            case.products(&mut rng, dtype, m);
+        }
+    }
+    if size == Size::Full {
+        // Every type with every number of rows, on whole blocks and on rows that cross them.
+        for (dtype, m) in DType::ALL.iter().flat_map(|d| ROWS.map(|m| (*d, m))) {
+            for (n, k) in [(37, 512), (33, 96)] {
+                let mut case = Case { subject, format, n, k, block_size: sizes[0], report };
+                case.products(&mut rng, dtype, m);
+            }
+        }
+    }
+}
+
+/// One format, shape and block size.
+struct Case<'a> {
+    subject: &'a dyn Subject,
+    format: &'static Format,
+    n: usize,
+    k: usize,
+    block_size: Option<usize>,
+    report: &'a mut Report,
+}
+
+impl Case<'_> {
+    fn check(&mut self, what: &str, outcome: std::result::Result<(), String>) {
+        self.report.cases += 1;
+        if let Err(why) = outcome {
+            let Case { format, n, k, block_size, .. } = self;
+            let block = block_size.map_or("row".to_owned(), |b| b.to_string());
+            self.report.failures.push(format!(
+                "{} {what} {} [{n}, {k}] block {block}: {why}",
+                self.subject.name(),
+                format.name
+            ));
+        }
+    }
+
+    /// Quantize, double quantize, and every type out of dequantize: bit for bit.
+    fn quantize(&mut self, rng: &mut Rng, dtype: DType) {
+        if self.format.encoder.is_none() {
+            return;
+        }
+        let shape = [self.n, self.k];
+        let mut w = rng.numbers(dtype, self.n * self.k);
+        // A block of zeros, a zero among numbers, and magnitudes far apart.
+        for (i, v) in w.values.iter_mut().enumerate() {
+            match i / 64 {
+                1 => *v = 0.0,
+                2 => *v = rounded(dtype, *v * 1e-4),
+                3 if i % 64 == 5 => *v = 0.0,
+                _ => {}
+            }
+        }
+        let expected = reference::quantize(self.format, &w.values, &shape, self.block_size);
+        let got = self.subject.quantize(self.format, &w, &shape, self.block_size);
+        let outcome = match (&expected, &got) {
+            (Ok(expected), Ok(got)) => same_tensor(expected, got),
+            (Err(_), Err(_)) => Ok(()),
+            (e, g) => Err(format!("expected {e:?}, got {g:?}")),
+        };
+        self.check("quantize", outcome);
+        let Ok(q) = expected else { return };
+        self.dequantize(&q);
+        if self.format.can_double_quantize() {
+            let expected = reference::double_quantize(&q.scales().to_f32())
+                .and_then(|nested| q.clone().with_scales(Scales::Nested(nested)));
+            let got = self.subject.double_quantize(q);
+            let outcome = match (&expected, &got) {
+                (Ok(expected), Ok(got)) => same_tensor(expected, got),
+                (e, g) => Err(format!("expected {e:?}, got {g:?}")),
+            };
+            self.check("double_quantize", outcome);
+            if let Ok(q) = expected {
+                self.dequantize(&q);
+            }
+        }
+        self.refuse(rng, dtype);
+    }
+
+    /// A number that is not finite is refused, with its place.
+    fn refuse(&mut self, rng: &mut Rng, dtype: DType) {
+        let mut w = rng.numbers(dtype, self.n * self.k);
+        let Some(place) = w.values.len().checked_sub(1).map(|last| rng.below(last + 1)) else {
+            return;
+        };
+        w.values[place] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][rng.below(3)];
+        let got = self.subject.quantize(self.format, &w, &[self.n, self.k], self.block_size);
+        let outcome = match got {
+            Err(crate::Error::NotFinite { index, .. }) if index == place => Ok(()),
+            other => Err(format!("expected a refusal of index {place}, got {other:?}")),
+        };
+        self.check("refusal of", outcome);
+    }
+
+    fn dequantize(&mut self, q: &QTensor) {
+        let expected = reference::dequantize(q);
+        for dtype in DType::ALL {
+            let outcome = match self.subject.dequantize(q, dtype) {
+                Err(error) => Err(error.to_string()),
+                Ok(got) => {
+                    let expected = expected.iter().map(|v| rounded(dtype, *v));
+                    let same = |(e, g): (f32, &f32)| e == *g || (e.is_nan() && g.is_nan());
+                    match expected.clone().zip(&got.values).position(|pair| !same(pair)) {
+                        _ if got.values.len() != expected.len() => {
+                            Err(format!("{} numbers", got.values.len()))
+                        }
+                        None => Ok(()),
+                        Some(i) => Err(format!("{dtype} number {i} is {}", got.values[i])),
+                    }
+                }
+            };
+            self.check("dequantize", outcome);
+        }
+    }
+
+    /// Products with random codes, which need no encoder.
+    fn products(&mut self, rng: &mut Rng, dtype: DType, m: usize) {
+        let mut tensors = Vec::new();
+        match rng.tensor(self.format, &[self.n, self.k], self.block_size) {
+            Ok(q) => {
+                if let (true, Ok(nested)) = (
+                    self.format.can_double_quantize(),
+                    reference::double_quantize(&q.scales().to_f32()),
+                ) {
+                    tensors.extend(q.clone().with_scales(Scales::Nested(nested)));
+                }
+                tensors.push(q);
+            }
+            Err(error) => self.check("from_parts", Err(error.to_string())),
+        }
+        for q in tensors {
+            self.dequantize(&q);
+            let bias = rng.numbers(dtype, self.n);
+            let x = rng.numbers(dtype, m * self.k);
+            let expected = reference::linear(&q, &x.values, Some(&bias.values));
+            let expected = if self.k == 0 { Vec::new() } else { expected };
+            let (w, got) = (reference::dequantize(&q), self.subject.linear(&q, &x, Some(&bias)));
+            let bound = |i: usize| {
+                let (row, out) = (i / self.n, i % self.n);
+                let x = &x.values[row * self.k..(row + 1) * self.k];
+                norm(x) * norm(&w[out * self.k..(out + 1) * self.k])
+            };
+            let outcome = close(dtype, &expected, got, bound);
+            self.check(&format!("linear M={m} {dtype}"), outcome);
+
+            let dy = rng.numbers(dtype, m * self.n);
+            let expected = reference::linear_transposed(&q, &dy.values);
+            let expected = if self.n == 0 { Vec::new() } else { expected };
+            let bound = |i: usize| {
+                let (row, col) = (i / self.k, i % self.k);
+                let column: Vec<f32> = (0..self.n).map(|r| w[r * self.k + col]).collect();
+                norm(&dy.values[row * self.n..(row + 1) * self.n]) * norm(&column)
+            };
+            let outcome = close(dtype, &expected, self.subject.linear_transposed(&q, &dy), bound);
+            self.check(&format!("linear_transposed M={m} {dtype}"), outcome);
+
+            if m > 0 && self.k > 0 && self.n > 0 {
+                let mut x = x;
+                x.values[0] = f32::NAN;
+                let outcome = match self.subject.linear(&q, &x, None) {
+                    Ok(y)
+                        if y.values[..self.n].iter().all(|v| v.is_nan())
+                            && y.values[self.n..].iter().all(|v| v.is_finite()) =>
+                    {
+                        Ok(())
+                    }
+                    other => Err(format!("a NaN in row 0 of x did not stay in row 0: {other:?}")),
+                };
+                self.check("NaN through", outcome);
+            }
+        }
+    }
+}
+
+/// Codes, scales and the rest are the same bytes.
+fn same_tensor(expected: &QTensor, got: &QTensor) -> std::result::Result<(), String> {
+    let (e, g) = (expected.scales().to_f32(), got.scales().to_f32());
+    if let Some(i) = (0..e.len()).find(|i| g.get(*i).map(|v| v.to_bits()) != Some(e[*i].to_bits()))
+    {
+        return Err(format!("scale {i}: expected {}, got {:?}", e[i], g.get(i)));
+    }
+    let (e, g) = (expected.codes(), got.codes());
+    match (0..e.len().max(g.len())).find(|i| e.get(*i) != g.get(*i)) {
+        Some(i) => Err(format!("byte {i}: expected {:?}, got {:?}", e.get(i), g.get(i))),
+        None => Ok(()),
+    }
+}
+
+/// Within the accuracy of the type: of f32 sums, or of 16-bit activations and results. `norms(i)`
+/// is `|x| |w|` of result `i`.
+fn close(
+    dtype: DType,
+    expected: &[f64],
+    got: Result<Numbers>,
+    norms: impl Fn(usize) -> f64,
+) -> std::result::Result<(), String> {
+    let got = got.map_err(|e| e.to_string())?.values;
+    if got.len() != expected.len() {
+        return Err(format!("expected {} numbers, got {}", expected.len(), got.len()));
+    }
+    // Of |x| |w|, of the result, and half the smallest step of a half float.
+    let (of_sum, of_result, least) = match dtype {
+        DType::F32 => (1e-6, 1e-6, 1e-30),
+        DType::F16 => (3e-4, 1e-3, 3e-8),
+        DType::BF16 => (3e-4, 8e-3, 1e-30),
+    };
+    for (i, (e, g)) in expected.iter().zip(&got).enumerate() {
+        let bound = of_sum * norms(i) + of_result * e.abs() + least;
+        let error = (e - f64::from(*g)).abs();
+        if error.is_nan() || error > bound {
+            return Err(format!(
+                "number {i}: expected {e}, got {g}, error {error:.2e} > {bound:.2e}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn norm(v: &[f32]) -> f64 {
+    v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The nearest number of a type.
+fn rounded(dtype: DType, x: f32) -> f32 {
+    match dtype {
+        DType::F32 => x,
+        DType::F16 => f16::from_f32(x).to_f32(),
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers everywhere.
+#[derive(Debug, Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`, which is not 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Normally distributed (Box and Muller).
+    pub fn normal(&mut self) -> f32 {
+        let uniform = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let (a, b) = (uniform(self.next()), uniform(self.next()));
+        ((-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()) as f32
+    }
+
+    /// Normally distributed numbers of a type.
+    pub fn numbers(&mut self, dtype: DType, len: usize) -> Numbers {
+        Numbers { dtype, values: (0..len).map(|_| rounded(dtype, self.normal())).collect() }
+    }
+
+    /// A tensor of random codes, scales, means and codebook, whatever the format.
+    ///
+    /// # Errors
+    /// As [`QTensor::from_parts`].
+    pub fn tensor(
+        &mut self,
+        format: &'static Format,
+        shape: &[usize],
+        block_size: Option<usize>,
+    ) -> Result<QTensor> {
+        let g = Geometry::new(format, shape, block_size)?;
+        let codebook: Option<Arc<[f32]>> = match format.values {
+            Values::Stored { entries } => {
+                Some((0..entries * format.weights_per_code).map(|_| self.normal()).collect())
+            }
+            _ => None,
+        };
+        let finite: Vec<usize> = match format.codebook() {
+            Some(book) => (0..book.len()).filter(|i| book[*i].is_finite()).collect(),
+            None => {
+                (0..codebook.as_ref().map_or(0, |b| b.len()) / format.weights_per_code).collect()
+            }
+        };
+        let mut codes = vec![0; g.code_bytes];
+        let (runs, run_bytes) = match g.row_bytes {
+            None => (1, g.code_bytes),
+            Some(bytes) => (g.n, bytes),
+        };
+        let per_run = (0..)
+            .take_while(|n| pack::packed_len(format.packing, format.code_bits, n + 1) <= run_bytes);
+        let per_run = per_run.count();
+        for run in codes.chunks_mut(run_bytes.max(1)).take(runs) {
+            for i in 0..per_run {
+                let code = finite[self.below(finite.len())];
+                pack::set(format.packing, format.code_bits, run, i, code);
+            }
+        }
+        let scale = |rng: &mut Self| rng.normal().abs() / format.peak;
+        let scales = match format.scale {
+            ScaleKind::E8M0 => {
+                Scales::E8M0((0..g.blocks).map(|_| 120 + self.below(10) as u8).collect())
+            }
+            _ => Scales::F32((0..g.blocks).map(|_| scale(self)).collect()),
+        };
+        let means = format.has_mean.then(|| (0..g.blocks).map(|_| self.normal()).collect());
+        QTensor::from_parts(Parts {
+            format,
+            shape: shape.to_vec(),
+            block_size: format.block_sizes().first().and(block_size),
+            codes: Bytes::from(codes),
+            scales,
+            means,
+            codebook,
+        })
+    }
+}
+
+/// Evaluates an expression with `$t` as the type of that name.
+macro_rules! with_dtype {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            DType::F16 => {
+                type $t = f16;
+                $body
+            }
+            DType::BF16 => {
+                type $t = bf16;
+                $body
+            }
+        }
+    };
+}
+
+impl Subject for Cpu {
+    fn name(&self) -> String {
+        self.isa().name().to_owned()
+    }
+
+    fn quantize(
+        &self,
+        format: &'static Format,
+        w: &Numbers,
+        shape: &[usize],
+        block_size: Option<usize>,
+    ) -> Result<QTensor> {
+        with_dtype!(w.dtype, T => Cpu::quantize(self, format, &cast::<T>(w), shape, block_size))
+    }
+
+    fn double_quantize(&self, q: QTensor) -> Result<QTensor> {
+        Cpu::double_quantize(self, q)
+    }
+
+    fn dequantize(&self, q: &QTensor, dtype: DType) -> Result<Numbers> {
+        with_dtype!(dtype, T => filled::<T>(q.numel(), |out| Cpu::dequantize(self, q, out)))
+    }
+
+    fn linear(&self, q: &QTensor, x: &Numbers, bias: Option<&Numbers>) -> Result<Numbers> {
+        let m = x.values.len().checked_div(q.cols()).unwrap_or(0);
+        with_dtype!(x.dtype, T => {
+            let (x, bias) = (cast::<T>(x), bias.map(cast::<T>));
+            filled::<T>(m * q.rows(), |y| Cpu::linear(self, q, &x, bias.as_deref(), y))
+        })
+    }
+
+    fn linear_transposed(&self, q: &QTensor, dy: &Numbers) -> Result<Numbers> {
+        let m = dy.values.len().checked_div(q.rows()).unwrap_or(0);
+        with_dtype!(dy.dtype, T => {
+            let dy = cast::<T>(dy);
+            filled::<T>(m * q.cols(), |dx| Cpu::linear_transposed(self, q, &dy, dx))
+        })
+    }
+}
+
+fn cast<T: Element>(x: &Numbers) -> Vec<T> {
+    x.values.iter().map(|v| T::from_f32(*v)).collect()
+}
+
+/// What `f` writes to `len` numbers of a type.
+fn filled<T: Element>(len: usize, f: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Numbers> {
+    let mut out = vec![T::default(); len];
+    f(&mut out)?;
+    Ok(Numbers { dtype: T::DTYPE, values: out.into_iter().map(T::to_f32).collect() })
+}

@@ -1,0 +1,302 @@
+//! Weights to codes and scales, on all threads.
+
+use bytes::Bytes;
+use rayon::prelude::*;
+
+use super::dispatch::Isa;
+use super::reference::{Scaling, check_quantize, encoder_of, pad_last_byte, scales_of};
+use super::simd::{Simd, Task};
+use crate::format::{Encoder, Layout, Packing, Values};
+use crate::tensor::Geometry;
+use crate::{DType, Element, Error, Format, Parts, QTensor, Result, pack};
+
+/// Weights of a piece of work.
+const PIECE: usize = 1 << 16;
+
+/// [`reference::quantize`](super::reference::quantize), fast: the same bytes.
+pub(crate) fn quantize<T: Element>(
+    isa: Isa,
+    format: &'static Format,
+    w: &[T],
+    shape: &[usize],
+    block_size: Option<usize>,
+) -> Result<QTensor> {
+    let g = check_quantize(format, w.len(), shape, block_size)?;
+    let coder = Coder::new(format, encoder_of(format)?, w.len());
+    let mut absmax = vec![0.0f32; g.blocks];
+    let mut codes = vec![0u8; g.code_bytes];
+    if !w.is_empty() {
+        // Pieces of whole blocks, of whole rows where rows lie apart.
+        let (weights, blocks, bytes) = match g.row_bytes {
+            None => {
+                let blocks = PIECE.div_ceil(g.block_size);
+                let bits = blocks * g.block_size * format.code_bits as usize;
+                (blocks * g.block_size, blocks, bits / 8)
+            }
+            Some(row_bytes) => {
+                let rows = PIECE.div_ceil(g.k);
+                (rows * g.k, rows * g.k.div_ceil(g.block_size), rows * row_bytes)
+            }
+        };
+        let task = |((w, absmax), codes): ((&[T], &mut [f32]), &mut [u8])| {
+            isa.run(Piece { format, g: &g, coder: &coder, w, absmax, codes })
+        };
+        let finite = if w.len() <= PIECE {
+            let parts = w.chunks(weights).zip(absmax.chunks_mut(blocks));
+            parts.zip(codes.chunks_mut(bytes)).map(task).all(|finite| finite)
+        } else {
+            let parts = w.par_chunks(weights).zip(absmax.par_chunks_mut(blocks));
+            parts.zip(codes.par_chunks_mut(bytes)).map(task).reduce(|| true, |a, b| a && b)
+        };
+        if !finite {
+            let found = w.iter().map(|v| v.to_f32()).enumerate().find(|(_, v)| !v.is_finite());
+            let (index, value) = found.unwrap_or((0, f32::NAN));
+            return Err(Error::NotFinite { op: "quantize", index, value });
+        }
+    }
+    pad_last_byte(format, &g, &mut codes);
+    QTensor::from_parts(Parts {
+        format,
+        shape: shape.to_vec(),
+        block_size: Some(g.block_size),
+        codes: Bytes::from(codes),
+        scales: scales_of(format, &absmax),
+        means: None,
+        codebook: None,
+    })
+}
+
+/// How a format's codes are found fast.
+enum Coder {
+    /// At most 16 codes of four bits.
+    Nibbles { ups: [f32; 15], codes: [u8; 16], signed: bool, low_first: bool },
+    /// The nearest integer.
+    Ints,
+    /// A byte a code, by table.
+    Bytes(RankTable),
+    /// Anything else, as the specification does it.
+    Other,
+}
+
+impl Coder {
+    fn new(format: &Format, encoder: &'static Encoder, weights: usize) -> Self {
+        let plain = format.weights_per_code == 1;
+        let low_first = format.packing == Packing::LowFirst;
+        let signed = encoder.sign_bit != 0;
+        match (format.code_bits, format.values, format.packing) {
+            (8, Values::Integer(_), Packing::HighFirst) if plain => Coder::Ints,
+            (8, _, Packing::HighFirst) if plain && weights >= PIECE / 2 => {
+                Coder::Bytes(RankTable::new(encoder))
+            }
+            (4, _, Packing::HighFirst | Packing::LowFirst)
+                if plain && encoder.codes.len() <= if signed { 8 } else { 16 } =>
+            {
+                let up = |i: usize| encoder.ups.get(i).copied().unwrap_or(f32::INFINITY);
+                let code = |i: usize| encoder.codes.get(i).copied().unwrap_or(0);
+                let codes = if signed {
+                    std::array::from_fn(|i| code(i % 8) | if i < 8 { 0 } else { encoder.sign_bit })
+                } else {
+                    std::array::from_fn(code)
+                };
+                Coder::Nibbles { ups: std::array::from_fn(up), codes, signed, low_first }
+            }
+            _ => Coder::Other,
+        }
+    }
+}
+
+/// Ranks by the upper bits of a number: sign, exponent and five bits of the mantissa choose a
+/// cell, and a few comparisons finish.
+struct RankTable {
+    encoder: &'static Encoder,
+    /// Rank of the smallest number of each cell.
+    base: Vec<u8>,
+    ups: Vec<f32>,
+    steps: usize,
+}
+
+const CELL_BITS: u32 = 18;
+
+impl RankTable {
+    fn new(encoder: &'static Encoder) -> Self {
+        let cells = 1usize << (32 - CELL_BITS);
+        let mut base = vec![0u8; cells];
+        let mut steps = 0;
+        // In the order of the numbers: negative cells from the largest magnitude, then positive.
+        let order = (cells / 2..cells).rev().chain(0..cells / 2);
+        let mut rank = 0;
+        let advance = |mut rank: usize, x: f32| {
+            while encoder.ups.get(rank).is_some_and(|up| *up <= x) {
+                rank += 1;
+            }
+            rank
+        };
+        for cell in order {
+            let near = (cell as u32) << CELL_BITS;
+            let far = near | ((1 << CELL_BITS) - 1);
+            let (lowest, highest) = if cell < cells / 2 { (near, far) } else { (far, near) };
+            rank = advance(rank, f32::from_bits(lowest));
+            base[cell] = rank as u8;
+            steps = steps.max(advance(rank, f32::from_bits(highest)) - rank);
+        }
+        let mut ups = encoder.ups.to_vec();
+        ups.resize(encoder.ups.len() + steps + 1, f32::INFINITY);
+        RankTable { encoder, base, ups, steps }
+    }
+
+    #[inline(always)]
+    fn code(&self, x: f32) -> u8 {
+        let sign = if x < 0.0 { self.encoder.sign_bit } else { 0 };
+        let magnitude = if self.encoder.sign_bit == 0 { x } else { x.abs() };
+        let mut rank = usize::from(self.base[(magnitude.to_bits() >> CELL_BITS) as usize]);
+        for _ in 0..self.steps {
+            rank += usize::from(self.ups[rank] <= magnitude);
+        }
+        self.encoder.codes[rank] | sign
+    }
+}
+
+struct Piece<'a, T> {
+    format: &'static Format,
+    g: &'a Geometry,
+    coder: &'a Coder,
+    w: &'a [T],
+    absmax: &'a mut [f32],
+    codes: &'a mut [u8],
+}
+
+impl<T: Element> Task for Piece<'_, T> {
+    /// Whether all numbers were finite.
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let Piece { format, g, coder, w, absmax, codes } = self;
+        let encode = Encode { s, format, coder, vectors: Vectors::new(s, coder) };
+        let mut buffer = Vec::new();
+        // A flat piece is one run; rows that lie apart are a run each.
+        let (run, run_blocks, run_bytes) = match g.row_bytes {
+            None => (w.len(), absmax.len(), codes.len()),
+            Some(bytes) => (g.k, g.k.div_ceil(g.block_size), bytes),
+        };
+        let runs = w.chunks(run).zip(absmax.chunks_mut(run_blocks));
+        for ((w, absmax), codes) in runs.zip(codes.chunks_mut(run_bytes)) {
+            for (i, (w, absmax)) in w.chunks(g.block_size).zip(absmax).enumerate() {
+                let w = widen(s, w, &mut buffer);
+                let bits = s.max_magnitude_bits(w);
+                if bits >= f32::INFINITY.to_bits() {
+                    return false;
+                }
+                *absmax = f32::from_bits(bits);
+                encode.block(w, Scaling::new(format, *absmax), codes, i * g.block_size);
+            }
+            if let Layout::Rows { pad, .. } = format.layout {
+                encode.pad(codes, run, run.next_multiple_of(pad));
+            }
+        }
+        true
+    }
+}
+
+/// Numbers in f32; f32 itself is not copied.
+#[inline(always)]
+fn widen<'a, S: Simd, T: Element>(s: S, w: &'a [T], buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    if T::DTYPE == DType::F32 {
+        return bytemuck::cast_slice(w);
+    }
+    buffer.resize(w.len(), 0.0);
+    let step = 4 * S::LANES;
+    let whole = w.len() / step * step;
+    for (w, out) in w[..whole].chunks_exact(step).zip(buffer.chunks_exact_mut(step)) {
+        let bytes = bytemuck::cast_slice(w);
+        let four = match T::DTYPE {
+            DType::BF16 => s.decode_bf16(bytes),
+            _ => s.decode_f16(bytes),
+        };
+        for (v, out) in four.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
+            s.store(v, out);
+        }
+    }
+    for (w, out) in w[whole..].iter().zip(&mut buffer[whole..]) {
+        *out = w.to_f32();
+    }
+    buffer
+}
+
+/// What a coder keeps in registers.
+enum Vectors<S: Simd> {
+    Nibbles(S::Ranks),
+    None,
+}
+
+impl<S: Simd> Vectors<S> {
+    #[inline(always)]
+    fn new(s: S, coder: &Coder) -> Self {
+        match coder {
+            Coder::Nibbles { ups, codes, signed, .. } => {
+                Vectors::Nibbles(s.ranks(ups, codes, *signed))
+            }
+            _ => Vectors::None,
+        }
+    }
+}
+
+struct Encode<'a, S: Simd> {
+    s: S,
+    format: &'static Format,
+    coder: &'a Coder,
+    vectors: Vectors<S>,
+}
+
+impl<S: Simd> Encode<'_, S> {
+    /// Codes of a block that begins at weight `at` of the run whose bytes are `codes`.
+    #[inline(always)]
+    fn block(&self, w: &[f32], scaling: Scaling, codes: &mut [u8], at: usize) {
+        let step = 4 * S::LANES;
+        let whole = if scaling.is_one_product() { w.len() / step * step } else { 0 };
+        let chunks = w[..whole].chunks_exact(step);
+        let factor = scaling.factor;
+        let done = match (self.coder, &self.vectors) {
+            (Coder::Nibbles { low_first, .. }, Vectors::Nibbles(ranks)) => {
+                for (w, out) in chunks.zip(codes[at / 2..].chunks_exact_mut(step / 2)) {
+                    if *low_first {
+                        self.s.encode_nibbles::<true>(ranks, w, factor, out);
+                    } else {
+                        self.s.encode_nibbles::<false>(ranks, w, factor, out);
+                    }
+                }
+                whole
+            }
+            (Coder::Ints, _) => {
+                for (w, out) in chunks.zip(codes[at..].chunks_exact_mut(step)) {
+                    self.s.encode_ints(w, factor, self.format.peak, out);
+                }
+                whole
+            }
+            (Coder::Bytes(table), _) => {
+                for (w, out) in w.iter().zip(&mut codes[at..]) {
+                    *out = table.code(scaling.apply(*w));
+                }
+                w.len()
+            }
+            _ => 0,
+        };
+        for (i, w) in w.iter().enumerate().skip(done) {
+            self.set(codes, at + i, scaling.apply(*w));
+        }
+    }
+
+    /// The code of zero from `from` to `to`.
+    #[inline(always)]
+    fn pad(&self, codes: &mut [u8], from: usize, to: usize) {
+        for i in from..to {
+            self.set(codes, i, 0.0);
+        }
+    }
+
+    fn set(&self, codes: &mut [u8], at: usize, x: f32) {
+        if let Some(encoder) = self.format.encoder {
+            let code = usize::from(encoder.encode(x));
+            pack::set(self.format.packing, self.format.code_bits, codes, at, code);
+        }
+    }
+}

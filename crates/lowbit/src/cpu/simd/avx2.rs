@@ -1,0 +1,445 @@
+//! AVX2 with FMA and F16C.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{STEP16, Simd, Task, max_magnitude_bits_scalar};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+const LANES: usize = 8;
+
+impl Avx2 {
+    /// The proof, if it has.
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
+    }
+
+    /// Runs a task compiled for this instruction set.
+    #[inline(always)]
+    pub fn run<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn with_features<T: Task>(s: Avx2, task: T) -> T::Output {
+            task.run(s)
+        }
+        // SAFETY: `self` exists only where `detect` found the features.
+        unsafe { with_features(self, task) }
+    }
+}
+
+/// Byte `i` of sixteen entries, for `pshufb`, in both halves of a register.
+#[inline(always)]
+fn plane<const N: usize>(bytes: [[u8; N]; 16], i: usize) -> __m256i {
+    let plane: [u8; 16] = std::array::from_fn(|entry| bytes[entry][i]);
+    // SAFETY: 16 bytes are read from an array of 16; AVX2 is there, or no `Avx2` would be.
+    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(plane.as_ptr().cast())) }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Ranks {
+    /// `ups[7]`, `ups[3]`, `ups[11]` in every lane.
+    first: __m256,
+    second: [__m256; 2],
+    /// `ups[1, 5, 9, 13]` and `ups[0, 2, .. 14]`; entry `v` stands at index `-v mod 8`.
+    third: __m256,
+    fourth: __m256,
+    codes: __m256i,
+    magnitude: __m256,
+    negative: __m256i,
+}
+
+impl Simd for Avx2 {
+    type F = __m256;
+    const LANES: usize = LANES;
+
+    // SAFETY of this whole block: a value of `Avx2` proves the features that the intrinsics need,
+    // and every access through a pointer is preceded by a slice of the length it touches.
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, v: __m256, out: &mut [f32]) {
+        let out = &mut out[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m256) -> f32 {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    /// The four bytes of each entry, a plane each.
+    type Nibbles = [__m256i; 4];
+    #[inline(always)]
+    fn nibbles(self, table: &[f32; 16]) -> [__m256i; 4] {
+        let bytes = table.map(f32::to_le_bytes);
+        std::array::from_fn(|i| plane(bytes, i))
+    }
+    #[inline(always)]
+    fn decode_nibbles<const LOW_FIRST: bool>(
+        self,
+        table: &[__m256i; 4],
+        codes: &[u8],
+    ) -> [__m256; 4] {
+        let codes = &codes[..2 * LANES];
+        // SAFETY: see the top of this block.
+        unsafe {
+            // The unpacking below deals groups of four codes to the low and the high half in
+            // turn; the bytes are dealt out the same way first.
+            let deal = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+            let bytes = _mm_shuffle_epi8(_mm_loadu_si128(codes.as_ptr().cast()), deal);
+            let wide = _mm256_cvtepu8_epi16(bytes);
+            let low = _mm256_set1_epi16(0x000f);
+            let high = _mm256_set1_epi16(0x0f00);
+            let index = if LOW_FIRST {
+                let second = _mm256_and_si256(_mm256_slli_epi16::<4>(wide), high);
+                _mm256_or_si256(_mm256_and_si256(wide, low), second)
+            } else {
+                let second = _mm256_and_si256(_mm256_slli_epi16::<8>(wide), high);
+                _mm256_or_si256(_mm256_srli_epi16::<4>(wide), second)
+            };
+            let [b0, b1, b2, b3] = table.map(|plane| _mm256_shuffle_epi8(plane, index));
+            let (low_a, low_b) = (_mm256_unpacklo_epi8(b0, b1), _mm256_unpackhi_epi8(b0, b1));
+            let (high_a, high_b) = (_mm256_unpacklo_epi8(b2, b3), _mm256_unpackhi_epi8(b2, b3));
+            [
+                _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_a, high_a)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_a, high_a)),
+                _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_b, high_b)),
+                _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_b, high_b)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m256; 4] {
+        let codes = &codes[..4 * LANES];
+        std::array::from_fn(|v| {
+            let at = |i: usize| table[usize::from(codes[v * LANES + i])];
+            // SAFETY: see the top of this block.
+            unsafe { _mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)) }
+        })
+    }
+    #[inline(always)]
+    fn decode_ints(self, codes: &[u8]) -> [__m256; 4] {
+        let codes = &codes[..4 * LANES];
+        std::array::from_fn(|v| {
+            let part = &codes[v * LANES..(v + 1) * LANES];
+            // SAFETY: see the top of this block.
+            unsafe {
+                let ints = _mm256_cvtepi8_epi32(_mm_loadl_epi64(part.as_ptr().cast()));
+                _mm256_cvtepi32_ps(ints)
+            }
+        })
+    }
+    #[inline(always)]
+    fn decode_bf16(self, bytes: &[u8]) -> [__m256; 4] {
+        let bytes = &bytes[..8 * LANES];
+        std::array::from_fn(|v| {
+            let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
+            // SAFETY: see the top of this block.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(part.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        })
+    }
+    #[inline(always)]
+    fn decode_f16(self, bytes: &[u8]) -> [__m256; 4] {
+        let bytes = &bytes[..8 * LANES];
+        std::array::from_fn(|v| {
+            let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
+            // SAFETY: see the top of this block.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(part.as_ptr().cast())) }
+        })
+    }
+    #[inline(always)]
+    fn encode_bf16(self, v: [__m256; 4], out: &mut [bf16]) {
+        let out = &mut out[..4 * LANES];
+        for (pair, out) in v.chunks_exact(2).zip(out.chunks_exact_mut(2 * LANES)) {
+            // SAFETY: see the top of this block.
+            unsafe {
+                let packed = _mm256_packus_epi32(bf16_bits(pair[0]), bf16_bits(pair[1]));
+                let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
+            }
+        }
+    }
+    #[inline(always)]
+    fn encode_f16(self, v: [__m256; 4], out: &mut [f16]) {
+        let out = &mut out[..4 * LANES];
+        for (v, out) in v.into_iter().zip(out.chunks_exact_mut(LANES)) {
+            // SAFETY: see the top of this block.
+            unsafe {
+                let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+                _mm_storeu_si128(out.as_mut_ptr().cast(), half);
+            }
+        }
+    }
+
+    /// The two bytes of each entry, a plane each.
+    type Nibbles16 = [__m256i; 2];
+    /// Even weights of bytes 0..8 and 16..24, of bytes 8..16 and 24..32, then the odd ones: the
+    /// low half of each register holds weights below 32, the high half those from 32.
+    type Step = [__m256i; 4];
+    type Scales = __m256;
+    #[inline(always)]
+    fn nibbles16(self, table: &[i16; 16]) -> [__m256i; 2] {
+        let bytes = table.map(i16::to_le_bytes);
+        std::array::from_fn(|i| plane(bytes, i))
+    }
+    #[inline(always)]
+    fn decode_step<const LOW_FIRST: bool>(
+        self,
+        table: &[__m256i; 2],
+        codes: &[u8],
+    ) -> [__m256i; 4] {
+        let codes = &codes[..STEP16 / 2];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let bytes = _mm256_loadu_si256(codes.as_ptr().cast());
+            let mask = _mm256_set1_epi8(15);
+            let low = _mm256_and_si256(bytes, mask);
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask);
+            let (even, odd) = if LOW_FIRST { (low, high) } else { (high, low) };
+            let [e0, e1] = table.map(|plane| _mm256_shuffle_epi8(plane, even));
+            let [o0, o1] = table.map(|plane| _mm256_shuffle_epi8(plane, odd));
+            [
+                _mm256_unpacklo_epi8(e0, e1),
+                _mm256_unpackhi_epi8(e0, e1),
+                _mm256_unpacklo_epi8(o0, o1),
+                _mm256_unpackhi_epi8(o0, o1),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn load_step(self, w: &[i16]) -> [__m256i; 4] {
+        let w = &w[..STEP16];
+        // SAFETY: see the top of this block.
+        std::array::from_fn(|i| unsafe { _mm256_loadu_si256(w[16 * i..].as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn store_step(self, w: [__m256i; 4], out: &mut [i16]) {
+        for (w, out) in w.into_iter().zip(out[..STEP16].chunks_exact_mut(16)) {
+            // SAFETY: see the top of this block.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), w) }
+        }
+    }
+    #[inline(always)]
+    fn encode_step(self, x: &[f32], factor: f32, out: &mut [i16]) {
+        let (x, out) = (&x[..STEP16], &mut out[..STEP16]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let factor = _mm256_set1_ps(factor);
+            let ints = |at: usize| {
+                let x = &x[at..at + LANES];
+                _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor))
+            };
+            for half in 0..2 {
+                // 16 weights of either half, their even ones in the low words of pairs.
+                let low = _mm256_packs_epi32(ints(16 * half), ints(16 * half + 8));
+                let high = _mm256_packs_epi32(ints(32 + 16 * half), ints(32 + 16 * half + 8));
+                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(low);
+                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(high);
+                let split = _mm256_setr_epi8(
+                    0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13,
+                    2, 3, 6, 7, 10, 11, 14, 15,
+                );
+                // Quarters: evens 0..8, odds 0..8, evens 8..16, odds 8..16; then evens together.
+                let low = _mm256_shuffle_epi8(low, split);
+                let high = _mm256_shuffle_epi8(high, split);
+                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(low);
+                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(high);
+                let even = _mm256_permute2x128_si256::<0x20>(low, high);
+                let odd = _mm256_permute2x128_si256::<0x31>(low, high);
+                _mm256_storeu_si256(out[16 * half..16 * half + 16].as_mut_ptr().cast(), even);
+                _mm256_storeu_si256(out[32 + 16 * half..48 + 16 * half].as_mut_ptr().cast(), odd);
+            }
+        }
+    }
+    #[inline(always)]
+    fn scales(self, first: f32, second: f32) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first)) }
+    }
+    #[inline(always)]
+    fn mul_scales(self, scales: __m256, factor: f32) -> __m256 {
+        self.mul(scales, self.splat(factor))
+    }
+    #[inline(always)]
+    fn dot_step(self, acc: __m256, w: [__m256i; 4], x: &[i16], scales: __m256) -> __m256 {
+        let x = &x[..STEP16];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let [a, b, c, d] = w;
+            let part = |w: __m256i, at: usize| {
+                _mm256_madd_epi16(w, _mm256_loadu_si256(x[at..at + 16].as_ptr().cast()))
+            };
+            let ab = _mm256_add_epi32(part(a, 0), part(b, 16));
+            let cd = _mm256_add_epi32(part(c, 32), part(d, 48));
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(ab, cd)), scales, acc)
+        }
+    }
+
+    type Ranks = Ranks;
+    #[inline(always)]
+    fn ranks(self, ups: &[f32; 15], codes: &[u8; 16], signed: bool) -> Ranks {
+        let turned = |step: usize, first: usize, count: usize| -> [f32; 8] {
+            std::array::from_fn(|i| ups[first + step * ((8 - i) % 8 % count)])
+        };
+        // SAFETY: see the top of this block.
+        unsafe {
+            Ranks {
+                first: _mm256_set1_ps(ups[7]),
+                second: [_mm256_set1_ps(ups[3]), _mm256_set1_ps(ups[11])],
+                third: _mm256_loadu_ps(turned(4, 1, 4).as_ptr()),
+                fourth: _mm256_loadu_ps(turned(2, 0, 8).as_ptr()),
+                codes: plane(codes.map(|c| [c]), 0),
+                magnitude: _mm256_castsi256_ps(_mm256_set1_epi32(if signed {
+                    0x7fff_ffff
+                } else {
+                    -1
+                })),
+                negative: _mm256_set1_epi32(if signed { 8 } else { 0 }),
+            }
+        }
+    }
+    #[inline(always)]
+    fn encode_nibbles<const LOW_FIRST: bool>(
+        self,
+        ranks: &Ranks,
+        x: &[f32],
+        factor: f32,
+        out: &mut [u8],
+    ) {
+        let (x, out) = (&x[..4 * LANES], &mut out[..2 * LANES]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let factor = _mm256_set1_ps(factor);
+            let rank = |at: usize| {
+                let x = &x[at..at + LANES];
+                let x = _mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor);
+                rank_of(ranks, x)
+            };
+            let low = _mm256_packs_epi32(rank(0), rank(LANES));
+            let high = _mm256_packs_epi32(rank(2 * LANES), rank(3 * LANES));
+            let mixed = _mm256_packus_epi16(low, high);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let ordered = _mm256_permutevar8x32_epi32(mixed, order);
+            let codes = _mm256_shuffle_epi8(ranks.codes, ordered);
+            let weights = _mm256_set1_epi16(if LOW_FIRST { 0x1001 } else { 0x0110 });
+            let pairs = _mm256_maddubs_epi16(codes, weights);
+            let packed = _mm256_packus_epi16(pairs, pairs);
+            let ordered = _mm256_permute4x64_epi64::<0b00_00_10_00>(packed);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(ordered));
+        }
+    }
+    #[inline(always)]
+    fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]) {
+        let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let (factor, top) = (_mm256_set1_ps(factor), _mm256_set1_ps(peak));
+            let bottom = _mm256_set1_ps(-peak);
+            let ints = |at: usize| {
+                let x = &x[at..at + LANES];
+                let x = _mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor);
+                _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(x, top), bottom))
+            };
+            let low = _mm256_packs_epi32(ints(0), ints(LANES));
+            let high = _mm256_packs_epi32(ints(2 * LANES), ints(3 * LANES));
+            let mixed = _mm256_packs_epi16(low, high);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let ordered = _mm256_permutevar8x32_epi32(mixed, order);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
+        }
+    }
+    #[inline(always)]
+    fn max_magnitude_bits(self, x: &[f32]) -> u32 {
+        let chunks = x.chunks_exact(LANES);
+        let rest = max_magnitude_bits_scalar(chunks.remainder());
+        // SAFETY: see the top of this block.
+        unsafe {
+            let mask = _mm256_set1_epi32(0x7fff_ffff);
+            let mut max = _mm256_setzero_si256();
+            for chunk in chunks {
+                let bits = _mm256_loadu_si256(chunk.as_ptr().cast());
+                max = _mm256_max_epi32(max, _mm256_and_si256(bits, mask));
+            }
+            let mut lanes = [0u32; LANES];
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), max);
+            lanes.into_iter().fold(rest, u32::max)
+        }
+    }
+}
+
+/// Upper halves after rounding to nearest even, in 32-bit lanes; NaN stays NaN.
+#[inline(always)]
+fn bf16_bits(v: __m256) -> __m256i {
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, bias));
+        let quiet = _mm256_or_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(0x40));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        _mm256_blendv_epi8(rounded, quiet, nan)
+    }
+}
+
+/// Rank of eight numbers in 32-bit lanes, by halving; plus 8 where a signed format sees `x < 0`.
+///
+/// A comparison yields -1, so the count is kept negative: `2 * count + mask` appends a bit.
+#[inline(always)]
+fn rank_of(ranks: &Ranks, x: __m256) -> __m256i {
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature.
+    unsafe {
+        let negative = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_setzero_ps()));
+        let x = _mm256_and_ps(x, ranks.magnitude);
+        let above = |up: __m256| _mm256_cmp_ps::<_CMP_GE_OQ>(x, up);
+        let append = |count: __m256i, mask: __m256| {
+            _mm256_add_epi32(_mm256_add_epi32(count, count), _mm256_castps_si256(mask))
+        };
+        let m1 = above(ranks.first);
+        let m2 = above(_mm256_blendv_ps(ranks.second[0], ranks.second[1], m1));
+        let two = append(_mm256_castps_si256(m1), m2);
+        let three = append(two, above(_mm256_permutevar8x32_ps(ranks.third, two)));
+        let four = append(three, above(_mm256_permutevar8x32_ps(ranks.fourth, three)));
+        let sign = _mm256_and_si256(negative, ranks.negative);
+        _mm256_sub_epi32(sign, four)
+    }
+}

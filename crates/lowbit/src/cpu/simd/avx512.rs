@@ -1,0 +1,357 @@
+//! AVX-512 (F, BW, DQ, VL) with VNNI.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{STEP16, Simd, Task, max_magnitude_bits_scalar};
+
+/// Proof that the machine has these features.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+const LANES: usize = 16;
+
+/// Where `pshufb` finds the byte that holds the nibble of each lane.
+const SPREAD: [u32; LANES] = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7];
+
+impl Avx512 {
+    /// The proof, if it has.
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx512(()))
+    }
+
+    /// Runs a task compiled for this instruction set.
+    #[inline(always)]
+    pub fn run<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn with_features<T: Task>(s: Avx512, task: T) -> T::Output {
+            task.run(s)
+        }
+        // SAFETY: `self` exists only where `detect` found the features.
+        unsafe { with_features(self, task) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Ranks {
+    /// Threshold to compare with next, by the rank so far: `ups[r + 7]`, `+ 3`, `+ 1`, `+ 0`.
+    ups: [__m512; 4],
+    codes: __m512i,
+    magnitude: __m512i,
+    negative: __m512i,
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    const LANES: usize = LANES;
+
+    // SAFETY of this whole block: a value of `Avx512` proves the features that the intrinsics
+    // need, and every access through a pointer is preceded by a slice of the length it touches.
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, v: __m512, out: &mut [f32]) {
+        let out = &mut out[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    type Nibbles = __m512;
+    #[inline(always)]
+    fn nibbles(self, table: &[f32; 16]) -> __m512 {
+        self.load(table)
+    }
+    #[inline(always)]
+    fn decode_nibbles<const LOW_FIRST: bool>(self, table: &__m512, codes: &[u8]) -> [__m512; 4] {
+        let codes = &codes[..2 * LANES];
+        // SAFETY: see the top of this block.
+        unsafe {
+            // Byte i / 2 of eight in lane i; `vpermps` ignores all but the low four bits.
+            let spread = _mm512_loadu_si512(SPREAD.as_ptr().cast());
+            let shift = if LOW_FIRST {
+                _mm512_set1_epi64(0x0000_0004_0000_0000)
+            } else {
+                _mm512_set1_epi64(0x0000_0000_0000_0004)
+            };
+            std::array::from_fn(|v| {
+                let eight: [u8; 8] = std::array::from_fn(|i| codes[8 * v + i]);
+                let all = _mm512_set1_epi64(i64::from_le_bytes(eight));
+                let bytes = _mm512_shuffle_epi8(all, spread);
+                _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shift), *table)
+            })
+        }
+    }
+    #[inline(always)]
+    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m512; 4] {
+        let codes = &codes[..4 * LANES];
+        std::array::from_fn(|v| {
+            let part = &codes[v * LANES..(v + 1) * LANES];
+            // SAFETY: see the top of this block; a byte is an index below 256.
+            unsafe {
+                let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(part.as_ptr().cast()));
+                _mm512_i32gather_ps::<4>(index, table.as_ptr())
+            }
+        })
+    }
+    #[inline(always)]
+    fn decode_ints(self, codes: &[u8]) -> [__m512; 4] {
+        let codes = &codes[..4 * LANES];
+        std::array::from_fn(|v| {
+            let part = &codes[v * LANES..(v + 1) * LANES];
+            // SAFETY: see the top of this block.
+            unsafe {
+                let ints = _mm512_cvtepi8_epi32(_mm_loadu_si128(part.as_ptr().cast()));
+                _mm512_cvtepi32_ps(ints)
+            }
+        })
+    }
+    #[inline(always)]
+    fn decode_bf16(self, bytes: &[u8]) -> [__m512; 4] {
+        let bytes = &bytes[..8 * LANES];
+        std::array::from_fn(|v| {
+            let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
+            // SAFETY: see the top of this block.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(part.as_ptr().cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+        })
+    }
+    #[inline(always)]
+    fn decode_f16(self, bytes: &[u8]) -> [__m512; 4] {
+        let bytes = &bytes[..8 * LANES];
+        std::array::from_fn(|v| {
+            let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
+            // SAFETY: see the top of this block.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(part.as_ptr().cast())) }
+        })
+    }
+    #[inline(always)]
+    fn encode_bf16(self, v: [__m512; 4], out: &mut [bf16]) {
+        let out = &mut out[..4 * LANES];
+        for (v, out) in v.into_iter().zip(out.chunks_exact_mut(LANES)) {
+            // SAFETY: see the top of this block.
+            unsafe {
+                let bits = _mm512_castps_si512(v);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, bias));
+                let quiet = _mm512_or_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(0x40));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                let half = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet));
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
+            }
+        }
+    }
+    #[inline(always)]
+    fn encode_f16(self, v: [__m512; 4], out: &mut [f16]) {
+        let out = &mut out[..4 * LANES];
+        for (v, out) in v.into_iter().zip(out.chunks_exact_mut(LANES)) {
+            // SAFETY: see the top of this block.
+            unsafe {
+                let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
+            }
+        }
+    }
+
+    /// The table twice: `vpermw` ignores all but the low five bits of an index.
+    type Nibbles16 = __m512i;
+    /// Even weights, then odd ones: the low half of each register holds weights below 32.
+    type Step = [__m512i; 2];
+    type Scales = __m512;
+    #[inline(always)]
+    fn nibbles16(self, table: &[i16; 16]) -> __m512i {
+        // SAFETY: see the top of this block; 32 bytes are read from 16 numbers.
+        unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(table.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn decode_step<const LOW_FIRST: bool>(self, table: &__m512i, codes: &[u8]) -> [__m512i; 2] {
+        let codes = &codes[..STEP16 / 2];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.as_ptr().cast()));
+            let low = _mm512_permutexvar_epi16(wide, *table);
+            let high = _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(wide), *table);
+            if LOW_FIRST { [low, high] } else { [high, low] }
+        }
+    }
+    #[inline(always)]
+    fn load_step(self, w: &[i16]) -> [__m512i; 2] {
+        let w = &w[..STEP16];
+        // SAFETY: see the top of this block.
+        std::array::from_fn(|i| unsafe { _mm512_loadu_si512(w[32 * i..].as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn store_step(self, w: [__m512i; 2], out: &mut [i16]) {
+        for (w, out) in w.into_iter().zip(out[..STEP16].chunks_exact_mut(32)) {
+            // SAFETY: see the top of this block.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), w) }
+        }
+    }
+    #[inline(always)]
+    fn encode_step(self, x: &[f32], factor: f32, out: &mut [i16]) {
+        let (x, out) = (&x[..STEP16], &mut out[..STEP16]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let factor = _mm512_set1_ps(factor);
+            let ints = |at: usize| {
+                let x = &x[at..at + LANES];
+                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor))
+            };
+            let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            for half in 0..2 {
+                let (a, b) = (ints(32 * half), ints(32 * half + 16));
+                for (order, at) in [(even, 16 * half), (odd, 32 + 16 * half)] {
+                    let v = _mm512_cvtepi32_epi16(_mm512_permutex2var_epi32(a, order, b));
+                    _mm256_storeu_si256(out[at..at + 16].as_mut_ptr().cast(), v);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn scales(self, first: f32, second: f32) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second)) }
+    }
+    #[inline(always)]
+    fn mul_scales(self, scales: __m512, factor: f32) -> __m512 {
+        self.mul(scales, self.splat(factor))
+    }
+    #[inline(always)]
+    fn dot_step(self, acc: __m512, w: [__m512i; 2], x: &[i16], scales: __m512) -> __m512 {
+        let x = &x[..STEP16];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let even = _mm512_loadu_si512(x.as_ptr().cast());
+            let odd = _mm512_loadu_si512(x[32..].as_ptr().cast());
+            let sum = _mm512_dpwssd_epi32(_mm512_setzero_si512(), w[0], even);
+            let sum = _mm512_dpwssd_epi32(sum, w[1], odd);
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, acc)
+        }
+    }
+
+    type Ranks = Ranks;
+    #[inline(always)]
+    fn ranks(self, ups: &[f32; 15], codes: &[u8; 16], signed: bool) -> Ranks {
+        let shifted = |by: usize| -> [f32; LANES] {
+            std::array::from_fn(|i| ups.get(i + by).copied().unwrap_or(f32::INFINITY))
+        };
+        // SAFETY: see the top of this block; 16 bytes are read from 16 codes.
+        unsafe {
+            Ranks {
+                ups: [7, 3, 1, 0].map(|by| self.load(&shifted(by))),
+                codes: _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast())),
+                magnitude: _mm512_set1_epi32(if signed { 0x7fff_ffff } else { -1 }),
+                negative: _mm512_set1_epi32(if signed { 8 } else { 0 }),
+            }
+        }
+    }
+    #[inline(always)]
+    fn encode_nibbles<const LOW_FIRST: bool>(
+        self,
+        ranks: &Ranks,
+        x: &[f32],
+        factor: f32,
+        out: &mut [u8],
+    ) {
+        let (x, out) = (&x[..4 * LANES], &mut out[..2 * LANES]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let factor = _mm512_set1_ps(factor);
+            // The codes of 16 numbers in 16 bytes.
+            let encode = |at: usize| {
+                let x = &x[at..at + LANES];
+                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor);
+                let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
+                let bits = _mm512_and_si512(_mm512_castps_si512(x), ranks.magnitude);
+                let x = _mm512_castsi512_ps(bits);
+                let mut rank = _mm512_setzero_si512();
+                for (ups, step) in ranks.ups.into_iter().zip([8, 4, 2, 1]) {
+                    let up = _mm512_permutexvar_ps(rank, ups);
+                    let above = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, up);
+                    rank = _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(step));
+                }
+                let rank = _mm512_mask_add_epi32(rank, negative, rank, ranks.negative);
+                _mm512_cvtepi32_epi8(rank)
+            };
+            let codes = _mm512_castsi512_si256(ranks.codes);
+            let weights = _mm256_set1_epi16(if LOW_FIRST { 0x1001 } else { 0x0110 });
+            for half in 0..2 {
+                let (a, b) = (encode(32 * half), encode(32 * half + 16));
+                let codes = _mm256_shuffle_epi8(codes, _mm256_set_m128i(b, a));
+                let pairs = _mm256_cvtepi16_epi8(_mm256_maddubs_epi16(codes, weights));
+                _mm_storeu_si128(out[16 * half..16 * half + 16].as_mut_ptr().cast(), pairs);
+            }
+        }
+    }
+    #[inline(always)]
+    fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]) {
+        let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
+        for (x, out) in x.chunks_exact(LANES).zip(out.chunks_exact_mut(LANES)) {
+            // SAFETY: see the top of this block.
+            unsafe {
+                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(factor));
+                let x = _mm512_min_ps(x, _mm512_set1_ps(peak));
+                let x = _mm512_max_ps(x, _mm512_set1_ps(-peak));
+                let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            }
+        }
+    }
+    #[inline(always)]
+    fn max_magnitude_bits(self, x: &[f32]) -> u32 {
+        let chunks = x.chunks_exact(LANES);
+        let rest = max_magnitude_bits_scalar(chunks.remainder());
+        // SAFETY: see the top of this block.
+        unsafe {
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            let mut max = _mm512_setzero_si512();
+            for chunk in chunks {
+                let bits = _mm512_loadu_si512(chunk.as_ptr().cast());
+                max = _mm512_max_epi32(max, _mm512_and_si512(bits, mask));
+            }
+            rest.max(_mm512_reduce_max_epi32(max) as u32)
+        }
+    }
+}

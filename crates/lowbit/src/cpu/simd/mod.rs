@@ -1,0 +1,138 @@
+//! What an instruction set is: the few operations that the kernels are written in.
+//!
+//! A kernel is a [`Task`], written once over [`Simd`]; [`Isa::run`](super::dispatch::Isa) compiles
+//! it into a function that has the instruction set's features. A value of a type that implements
+//! [`Simd`] is the proof that the machine has them, so every method is safe to call; this folder
+//! is the only place of this crate with unsafe code.
+//!
+//! Everything here and every kernel is `#[inline(always)]`: only what is inlined into the
+//! function with the features is compiled with them.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+pub(crate) mod portable;
+
+/// Weights of one step of the 16-bit integer product.
+pub(crate) const STEP16: usize = 64;
+
+/// Largest magnitude of an activation in that product: eight of them times 32767 fit an i32.
+pub(crate) const PEAK16: f32 = 8190.0;
+
+/// A kernel, ready to run.
+pub(crate) trait Task {
+    /// What it returns.
+    type Output;
+    /// Runs it. Implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set.
+///
+/// Slices may be longer than what a method reads or writes; shorter ones panic, which the kernels
+/// rule out by construction.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// A vector of `LANES` f32.
+    type F: Copy;
+    /// Its length. Decoders yield `4 * LANES` weights at once.
+    const LANES: usize;
+
+    /// Every lane `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// `LANES` numbers.
+    fn load(self, x: &[f32]) -> Self::F;
+    /// Writes `LANES` numbers.
+    fn store(self, v: Self::F, out: &mut [f32]);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where the machine can.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Sum of the lanes.
+    fn sum(self, v: Self::F) -> f32;
+
+    /// Sixteen f32, ready to be looked up by nibbles.
+    type Nibbles: Copy;
+    /// Prepares a table.
+    fn nibbles(self, table: &[f32; 16]) -> Self::Nibbles;
+    /// `table[code]` of the codes in `2 * LANES` bytes, in order; the first code of a byte is its
+    /// high nibble, or its low one.
+    fn decode_nibbles<const LOW_FIRST: bool>(
+        self,
+        table: &Self::Nibbles,
+        codes: &[u8],
+    ) -> [Self::F; 4];
+    /// `table[code]` of `4 * LANES` bytes.
+    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [Self::F; 4];
+    /// `4 * LANES` signed bytes.
+    fn decode_ints(self, codes: &[u8]) -> [Self::F; 4];
+    /// `4 * LANES` bfloat16, little-endian.
+    fn decode_bf16(self, bytes: &[u8]) -> [Self::F; 4];
+    /// `4 * LANES` half floats, little-endian.
+    fn decode_f16(self, bytes: &[u8]) -> [Self::F; 4];
+    /// Rounds `4 * LANES` numbers to bfloat16, ties to even.
+    fn encode_bf16(self, v: [Self::F; 4], out: &mut [half::bf16]);
+    /// Rounds `4 * LANES` numbers to half floats, ties to even.
+    fn encode_f16(self, v: [Self::F; 4], out: &mut [half::f16]);
+
+    /// Sixteen i16, ready to be looked up by nibbles.
+    type Nibbles16: Copy;
+    /// Sixty-four weights in i16, in an order of the machine's liking.
+    type Step: Copy;
+    /// Scales of the two halves of a step.
+    type Scales: Copy;
+    /// Prepares a table.
+    fn nibbles16(self, table: &[i16; 16]) -> Self::Nibbles16;
+    /// `table[code]` of the codes in 32 bytes.
+    fn decode_step<const LOW_FIRST: bool>(
+        self,
+        table: &Self::Nibbles16,
+        codes: &[u8],
+    ) -> Self::Step;
+    /// Reads a step from 64 numbers.
+    fn load_step(self, w: &[i16]) -> Self::Step;
+    /// Writes a step as 64 numbers.
+    fn store_step(self, w: Self::Step, out: &mut [i16]);
+    /// Rounds 64 numbers times `factor` to i16, in a step's order. They fit.
+    fn encode_step(self, x: &[f32], factor: f32, out: &mut [i16]);
+    /// Scale of weights 0..32 and of weights 32..64.
+    fn scales(self, first: f32, second: f32) -> Self::Scales;
+    /// The products of both with a factor.
+    fn mul_scales(self, scales: Self::Scales, factor: f32) -> Self::Scales;
+    /// `acc + scale * sum(w x)`, spread over the lanes; `x` are 64 numbers in a step's order.
+    fn dot_step(self, acc: Self::F, w: Self::Step, x: &[i16], scales: Self::Scales) -> Self::F;
+
+    /// Thresholds and codes of a format with at most 16 codes.
+    type Ranks: Copy;
+    /// Prepares ascending `ups`, 15 of them (pad with infinity), and the code of each rank.
+    /// With `signed`, ranks are of magnitudes and rank + 8 stands for a negative number.
+    fn ranks(self, ups: &[f32; 15], codes: &[u8; 16], signed: bool) -> Self::Ranks;
+    /// Codes of `4 * LANES` numbers times `factor`, packed into `2 * LANES` bytes.
+    fn encode_nibbles<const LOW_FIRST: bool>(
+        self,
+        ranks: &Self::Ranks,
+        x: &[f32],
+        factor: f32,
+        out: &mut [u8],
+    );
+    /// `x * factor` rounded to the nearest integer, ties to even, kept within `-peak..=peak`, of
+    /// `4 * LANES` numbers.
+    fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]);
+    /// The largest magnitude as bits: at least `0x7f80_0000` if any number is not finite. Any
+    /// length.
+    fn max_magnitude_bits(self, x: &[f32]) -> u32;
+}
+
+/// The largest magnitude of numbers too few for a vector, as bits.
+#[inline(always)]
+fn max_magnitude_bits_scalar(x: &[f32]) -> u32 {
+    let mut max = 0;
+    for v in x {
+        max = max.max(v.to_bits() & 0x7fff_ffff);
+    }
+    max
+}

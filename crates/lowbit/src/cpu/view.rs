@@ -1,0 +1,392 @@
+//! How kernels see a weight, and how they read it: any run of a row as f32.
+
+use crate::format::{Layout, Packing, Values};
+use crate::tensor::{Geometry, rows_cols};
+use crate::{DType, QTensor, Scales, Weight, pack};
+
+use super::simd::{Simd, Task};
+
+/// A weight `w: [N, K]` as kernels see it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub n: usize,
+    pub k: usize,
+    pub codes: Codes<'a>,
+    pub bytes: &'a [u8],
+    /// Absent for unquantized weights.
+    pub blocks: Option<Blocks<'a>>,
+}
+
+/// What the bytes are.
+#[derive(Clone, Copy)]
+pub(crate) enum Codes<'a> {
+    /// Two codes a byte.
+    Nibbles { table: [f32; 16], low_first: bool },
+    /// A code a byte.
+    Bytes(&'a [f32; 256]),
+    /// A signed integer a byte.
+    Ints,
+    /// Any other packing, read code by code.
+    Other(&'a QTensor),
+    /// Numbers.
+    Dense(DType),
+}
+
+/// Where scales are and what they do.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks<'a> {
+    pub geometry: Geometry,
+    pub scales: &'a Scales,
+    pub means: Option<&'a [f32]>,
+    pub unit: f32,
+}
+
+impl<'a> View<'a> {
+    pub fn of(weight: &'a Weight) -> Self {
+        match weight {
+            Weight::Quantized(q) => Self::quantized(q),
+            Weight::Dense(d) => {
+                let (n, k) = rows_cols(d.shape());
+                View { n, k, codes: Codes::Dense(d.dtype()), bytes: d.data(), blocks: None }
+            }
+        }
+    }
+
+    pub fn quantized(q: &'a QTensor) -> Self {
+        let (format, geometry) = (q.format(), q.geometry());
+        let book = q.codebook();
+        let low_first = format.packing == Packing::LowFirst;
+        let plain = format.weights_per_code == 1
+            && matches!(format.packing, Packing::HighFirst | Packing::LowFirst);
+        let codes = match (plain, format.code_bits, format.values) {
+            (true, 4, _) => match book.try_into() {
+                Ok(table) => Codes::Nibbles { table, low_first },
+                Err(_) => Codes::Other(q),
+            },
+            (true, 8, Values::Integer(_)) if !q.has_own_codebook() => Codes::Ints,
+            (true, 8, _) => book.try_into().map_or(Codes::Other(q), Codes::Bytes),
+            _ => Codes::Other(q),
+        };
+        let blocks = Blocks { geometry, scales: q.scales(), means: q.means(), unit: format.unit };
+        View { n: geometry.n, k: geometry.k, codes, bytes: q.codes(), blocks: Some(blocks) }
+    }
+
+    /// Bits of a code, where each stands for one weight.
+    fn code_bits(&self) -> usize {
+        match self.codes {
+            Codes::Nibbles { .. } => 4,
+            Codes::Bytes(_) | Codes::Ints => 8,
+            Codes::Dense(dtype) => 8 * dtype.size(),
+            Codes::Other(_) => 0,
+        }
+    }
+
+    /// The bytes of the run that holds row `row`, and the index of its first weight in there.
+    #[inline(always)]
+    fn run(&self, row: usize) -> (&'a [u8], usize) {
+        match &self.blocks {
+            Some(blocks) => {
+                let (byte, first) = blocks.geometry.run(row);
+                (&self.bytes[byte..], first)
+            }
+            None => (self.bytes, row * self.k),
+        }
+    }
+
+    /// If rows begin and end with whole steps of `step` weights, each within a block: the bytes
+    /// and the scales of a row. Unquantized weights have one block a row.
+    pub fn aligned(&self, step: usize) -> Option<Aligned<'a>> {
+        let bits = self.code_bits();
+        let block_size = match &self.blocks {
+            Some(b) if b.means.is_some() => return None,
+            Some(b) => b.geometry.block_size,
+            None => self.k,
+        };
+        let row_codes = match self.blocks.and_then(|b| b.geometry.row_bytes) {
+            Some(bytes) if bits > 0 => bytes * 8 / bits,
+            _ => self.k,
+        };
+        let fits = bits > 0
+            && self.k > 0
+            && self.k.is_multiple_of(block_size)
+            && block_size.is_multiple_of(step)
+            && (row_codes * bits).is_multiple_of(8);
+        fits.then(|| Aligned {
+            bytes: self.bytes,
+            row_bytes: row_codes * bits / 8,
+            block_size,
+            block_bytes: block_size * bits / 8,
+            scales: self.blocks.map(|b| b.scales),
+            blocks: self.k / block_size,
+        })
+    }
+
+    /// Weights `col..col + out.len()` of row `row`, scaled.
+    #[inline(always)]
+    pub fn decode<S: Simd>(&self, s: S, row: usize, col: usize, out: &mut [f32]) {
+        let (bytes, first) = self.run(row);
+        let at = first + col;
+        match self.codes {
+            Codes::Nibbles { table, low_first: false } => {
+                decode_run(s, Nibbles::<S, false>::new(s, &table), bytes, at, out);
+            }
+            Codes::Nibbles { table, low_first: true } => {
+                decode_run(s, Nibbles::<S, true>::new(s, &table), bytes, at, out);
+            }
+            Codes::Bytes(table) => decode_run(s, Bytes(table), bytes, at, out),
+            Codes::Ints => decode_run(s, Ints, bytes, at, out),
+            Codes::Dense(DType::F32) => decode_run(s, F32, bytes, at, out),
+            Codes::Dense(DType::F16) => decode_run(s, F16, bytes, at, out),
+            Codes::Dense(DType::BF16) => decode_run(s, BF16, bytes, at, out),
+            Codes::Other(q) => decode_other(q, bytes, at, out),
+        }
+        if let Some(blocks) = &self.blocks {
+            blocks.scale(s, row, col, out);
+        }
+    }
+}
+
+/// Rows of whole blocks of whole vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Aligned<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    pub block_size: usize,
+    pub block_bytes: usize,
+    scales: Option<&'a Scales>,
+    blocks: usize,
+}
+
+impl<'a> Aligned<'a> {
+    /// The codes of a row.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.row_bytes..][..self.blocks * self.block_bytes]
+    }
+
+    /// The scales of a row, without the format's unit, as a part of the tensor or in `buffer`.
+    #[inline(always)]
+    pub fn scales<'b>(&self, row: usize, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        let from = row * self.blocks;
+        buffer.clear();
+        match self.scales {
+            Some(Scales::F32(scales)) => return &scales[from..from + self.blocks],
+            Some(scales) => buffer.extend((from..from + self.blocks).map(|i| scales.get(i))),
+            None => buffer.push(1.0),
+        }
+        buffer
+    }
+}
+
+impl Blocks<'_> {
+    /// `(value * scale) * unit + mean` in place.
+    #[inline(always)]
+    fn scale<S: Simd>(&self, s: S, row: usize, col: usize, out: &mut [f32]) {
+        let g = &self.geometry;
+        let (mut at, end) = (0, out.len());
+        while at < end {
+            let block = g.block(row, col + at);
+            let within = match g.row_bytes {
+                None => (row * g.k + col + at) % g.block_size,
+                Some(_) => (col + at) % g.block_size,
+            };
+            let len = (g.block_size - within).min(end - at);
+            let scale = self.scales.get(block);
+            let mean = self.means.map_or(0.0, |m| m[block]);
+            let part = &mut out[at..at + len];
+            let mut chunks = part.chunks_exact_mut(S::LANES);
+            for chunk in &mut chunks {
+                let v = s.mul(s.mul(s.load(chunk), s.splat(scale)), s.splat(self.unit));
+                s.store(v, chunk);
+            }
+            for v in chunks.into_remainder() {
+                *v = (*v * scale) * self.unit;
+            }
+            if self.means.is_some() {
+                for v in &mut out[at..at + len] {
+                    *v += mean;
+                }
+            }
+            at += len;
+        }
+    }
+}
+
+/// One way in which bytes stand for numbers.
+pub(crate) trait Decode<S: Simd>: Copy {
+    /// Bits of a code.
+    const BITS: usize;
+    /// `4 * LANES` values.
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4];
+    /// Value `i`.
+    fn one(self, bytes: &[u8], i: usize) -> f32;
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Nibbles<'a, S: Simd, const LOW_FIRST: bool> {
+    vector: S::Nibbles,
+    scalar: &'a [f32; 16],
+}
+
+impl<'a, S: Simd, const LOW_FIRST: bool> Nibbles<'a, S, LOW_FIRST> {
+    #[inline(always)]
+    pub fn new(s: S, table: &'a [f32; 16]) -> Self {
+        Nibbles { vector: s.nibbles(table), scalar: table }
+    }
+}
+
+impl<S: Simd, const LOW_FIRST: bool> Decode<S> for Nibbles<'_, S, LOW_FIRST> {
+    const BITS: usize = 4;
+    #[inline(always)]
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4] {
+        s.decode_nibbles::<LOW_FIRST>(&self.vector, bytes)
+    }
+    #[inline(always)]
+    fn one(self, bytes: &[u8], i: usize) -> f32 {
+        let packing = if LOW_FIRST { Packing::LowFirst } else { Packing::HighFirst };
+        self.scalar[pack::get(packing, 4, bytes, i)]
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes<'a>(pub &'a [f32; 256]);
+
+impl<S: Simd> Decode<S> for Bytes<'_> {
+    const BITS: usize = 8;
+    #[inline(always)]
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4] {
+        s.decode_bytes(self.0, bytes)
+    }
+    #[inline(always)]
+    fn one(self, bytes: &[u8], i: usize) -> f32 {
+        self.0[usize::from(bytes[i])]
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Ints;
+
+impl<S: Simd> Decode<S> for Ints {
+    const BITS: usize = 8;
+    #[inline(always)]
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4] {
+        s.decode_ints(bytes)
+    }
+    #[inline(always)]
+    fn one(self, bytes: &[u8], i: usize) -> f32 {
+        f32::from(bytes[i] as i8)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct F32;
+
+impl<S: Simd> Decode<S> for F32 {
+    const BITS: usize = 32;
+    #[inline(always)]
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4] {
+        // Checkpoints may hold f32 at any address; the copy is a load.
+        std::array::from_fn(|v| {
+            let mut lanes = [0.0f32; 16];
+            let from = 4 * S::LANES * v;
+            let to = bytemuck::cast_slice_mut(&mut lanes[..S::LANES]);
+            to.copy_from_slice(&bytes[from..from + 4 * S::LANES]);
+            s.load(&lanes)
+        })
+    }
+    #[inline(always)]
+    fn one(self, bytes: &[u8], i: usize) -> f32 {
+        let mut four = [0; 4];
+        four.copy_from_slice(&bytes[4 * i..4 * i + 4]);
+        f32::from_le_bytes(four)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct F16;
+
+impl<S: Simd> Decode<S> for F16 {
+    const BITS: usize = 16;
+    #[inline(always)]
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4] {
+        s.decode_f16(bytes)
+    }
+    #[inline(always)]
+    fn one(self, bytes: &[u8], i: usize) -> f32 {
+        half::f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct BF16;
+
+impl<S: Simd> Decode<S> for BF16 {
+    const BITS: usize = 16;
+    #[inline(always)]
+    fn four(self, s: S, bytes: &[u8]) -> [S::F; 4] {
+        s.decode_bf16(bytes)
+    }
+    #[inline(always)]
+    fn one(self, bytes: &[u8], i: usize) -> f32 {
+        half::bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+    }
+}
+
+/// Values `at..at + out.len()` of a run, unscaled.
+#[inline(always)]
+fn decode_run<S: Simd, D: Decode<S>>(s: S, d: D, bytes: &[u8], at: usize, out: &mut [f32]) {
+    // A run of nibbles may begin in the middle of a byte: that one is read alone.
+    let head = usize::from(at * D::BITS % 8 != 0).min(out.len());
+    if head == 1 {
+        out[0] = d.one(bytes, at);
+    }
+    let bytes = &bytes[(at + head) * D::BITS / 8..];
+    let out = &mut out[head..];
+    let step = 4 * S::LANES;
+    let whole = out.len() / step * step;
+    let chunks = bytes.chunks_exact(step * D::BITS / 8);
+    for (chunk, out) in chunks.zip(out[..whole].chunks_exact_mut(step)) {
+        let four = d.four(s, chunk);
+        for (v, out) in four.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
+            s.store(v, out);
+        }
+    }
+    for (i, o) in out.iter_mut().enumerate().skip(whole) {
+        *o = d.one(bytes, i);
+    }
+}
+
+/// The same for any packing, and for codes that stand for several weights.
+fn decode_other(q: &QTensor, bytes: &[u8], at: usize, out: &mut [f32]) {
+    let (format, book) = (q.format(), q.codebook());
+    let per_code = format.weights_per_code;
+    for (i, o) in out.iter_mut().enumerate() {
+        let index = at + i;
+        let code = pack::get(format.packing, format.code_bits, bytes, index / per_code);
+        *o = book[code * per_code + index % per_code];
+    }
+}
+
+/// [`View::decode`] as a kernel.
+pub(crate) struct DecodeRow<'a, 'b> {
+    pub view: &'a View<'a>,
+    pub row: usize,
+    pub col: usize,
+    pub out: &'b mut [f32],
+}
+
+impl Task for DecodeRow<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.view.decode(s, self.row, self.col, self.out);
+    }
+}
+
+/// Whether a format's rows lie apart: then a run of a flat tensor cannot cross them.
+pub(crate) fn has_rows(q: &QTensor) -> bool {
+    matches!(q.format().layout, Layout::Rows { .. })
+}

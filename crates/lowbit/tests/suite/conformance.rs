@@ -1,0 +1,79 @@
+//! Every instruction set of this machine runs the one suite.
+
+use lowbit::conformance::{Report, Size, run, run_format};
+use lowbit::cpu::Isa;
+use lowbit::format::{Format, Keys, Layout, Packing, RowBlock, ScaleKind, Values};
+use lowbit::{Cpu, formats};
+
+#[test]
+fn every_instruction_set_agrees_with_the_reference() {
+    for isa in Isa::available() {
+        let report = run(&Cpu::with(isa), Size::Full);
+        assert!(report.failures.is_empty(), "{}: {report}", isa.name());
+        assert!(report.cases > 1000, "{} cases", report.cases);
+        println!("{}: {} cases", isa.name(), report.cases);
+    }
+}
+
+/// A format that uses every part of the vocabulary that the table does not use yet: codes that
+/// stand for vectors, a codebook stored with the tensor, padded rows, two scale tensors.
+static VECTORS: Format = Format {
+    name: "test-vectors",
+    about: "five weights a code, 9 bits, codebook with the tensor, block means",
+    values: Values::Stored { entries: 300 },
+    code_bits: 9,
+    weights_per_code: 5,
+    packing: Packing::LowFirst,
+    layout: Layout::Rows { block: RowBlock::OneOf(&[40, 80]), pad: 40 },
+    scale: ScaleKind::Absmax,
+    peak: 1.0,
+    unit: 1.0,
+    has_mean: true,
+    encoder: None,
+    keys: Keys::QuantState { library: "lowbit" },
+};
+
+static TRITS: Format = Format {
+    name: "test-trits",
+    about: "five trits a byte",
+    values: Values::Codebook(&[-1.0, 0.0, 1.0]),
+    code_bits: 2,
+    weights_per_code: 1,
+    packing: Packing::Radix { base: 3, per_byte: 5 },
+    layout: Layout::Flat { min: 32, max: 4096, default: 128 },
+    scale: ScaleKind::Absmax,
+    peak: 1.0,
+    unit: 0.5,
+    has_mean: false,
+    encoder: None,
+    keys: Keys::QuantState { library: "lowbit" },
+};
+
+#[test]
+fn formats_to_come_need_no_new_kernel() {
+    for format in [&VECTORS, &TRITS] {
+        for isa in Isa::available() {
+            let mut report = Report::default();
+            run_format(&Cpu::with(isa), format, Size::Full, &mut report);
+            assert!(report.failures.is_empty(), "{}: {report}", isa.name());
+            assert!(report.cases > 100, "{} cases", report.cases);
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let format = formats::by_name("nf4").unwrap();
+    let mut rng = lowbit::conformance::Rng(3);
+    let (n, k, m) = (512, 1024, 5);
+    let w = rng.numbers(lowbit::DType::F32, n * k).values;
+    let x = rng.numbers(lowbit::DType::F32, m * k).values;
+    let q = lowbit::quantize(format, &w, &[n, k], None).unwrap();
+    let product = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut y = vec![0.0; m * n];
+        pool.install(|| lowbit::linear(&q, &x, None, &mut y)).unwrap();
+        y
+    };
+    assert_eq!(product(1), product(4));
+}
