@@ -67,6 +67,34 @@ pub enum Error {
         /// What the caller can do.
         help: String,
     },
+    /// A model's settings are not those of a model that runs here.
+    #[error("{file}: {field}: expected {expected}, got {got}; {help}")]
+    Config {
+        /// `config.json` or `generation_config.json`.
+        file: &'static str,
+        /// The field, with what it is inside of: `rope_scaling.rope_type`.
+        field: String,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        got: String,
+        /// What the caller can do.
+        help: String,
+    },
+    /// The tokenizer failed on a text or on tokens.
+    #[error("could not {action} with tokenizer.json: {reason}")]
+    Tokenizer {
+        /// What was attempted: "encode", "decode".
+        action: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// A chat template cannot be compiled, or refuses the conversation.
+    #[error("chat template: {reason}")]
+    Template {
+        /// What it said.
+        reason: String,
+    },
     /// The formats' library refused.
     #[error(transparent)]
     Core(#[from] lowbit::Error),

@@ -5,8 +5,19 @@
 
 #![deny(unsafe_code)]
 
+pub mod chat;
 pub mod checkpoint;
+pub mod config;
 mod error;
+pub mod eval;
+pub mod generate;
+pub mod models;
+mod rope;
+pub mod sampling;
+mod tokenizer;
 
 pub use checkpoint::{Checkpoint, Entry};
+pub use config::Config;
 pub use error::{Error, Result};
+pub use models::Model;
+pub use tokenizer::{TextStream, Tokenizer};

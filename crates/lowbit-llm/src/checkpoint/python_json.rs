@@ -20,14 +20,18 @@ pub(crate) fn document(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     Ok(out)
 }
 
-fn serialize<F: Formatter>(value: &impl Serialize, formatter: F) -> serde_json::Result<Vec<u8>> {
+/// Through any formatter.
+pub(crate) fn serialize<F: Formatter>(
+    value: &impl Serialize,
+    formatter: F,
+) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     value.serialize(&mut Serializer::with_formatter(&mut out, formatter))?;
     Ok(out)
 }
 
 /// Python's separators on one line.
-struct OneLine;
+pub(crate) struct OneLine;
 
 impl Formatter for OneLine {
     fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {

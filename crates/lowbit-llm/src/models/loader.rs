@@ -1,0 +1,104 @@
+//! From a checkpoint to a device: every tensor is checked against the shape that `config.json`
+//! promises before anything runs on it.
+
+use lowbit::device::{Device, Tensor};
+use lowbit::{DenseTensor, Weight};
+
+use super::layers::{Linear, Norm};
+use crate::{Checkpoint, Error, Result};
+
+/// Moves tensors of a checkpoint to a device, and counts them.
+pub(crate) struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: &'a dyn Device,
+    eps: f32,
+    progress: &'a mut dyn FnMut(u64, u64),
+    total_bytes: u64,
+    /// Stored bytes moved so far, scales included.
+    pub bytes: u64,
+    /// Weights moved so far.
+    pub weights: u64,
+}
+
+impl<'a> Loader<'a> {
+    /// `progress` is called with bytes done and in total; norms use `eps`.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        device: &'a dyn Device,
+        eps: f32,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Self {
+        let total_bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
+        Loader { checkpoint, device, eps, progress, total_bytes, bytes: 0, weights: 0 }
+    }
+
+    /// Matrix `name.weight: [N, K]` and, if asked for, vector `name.bias: [N]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for one that is missing, has another shape, or is not expected.
+    pub fn linear(&mut self, name: &str, [n, k]: [usize; 2], bias: bool) -> Result<Linear> {
+        let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
+        if !bias && self.checkpoint.entry(&bias_name).is_some() {
+            return Err(self.refuse(
+                &bias_name,
+                "none, as config.json asks for no bias",
+                "a tensor",
+            ));
+        }
+        let weight = self.tensor(&weight_name, &[n, k])?;
+        let bias = if bias { Some(self.vector(&bias_name, n)?) } else { None };
+        Ok(Linear { name: weight_name, weight, bias })
+    }
+
+    /// Norm with factors `name.weight: [len]`.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn norm(&mut self, name: &str, len: usize) -> Result<Norm> {
+        Ok(Norm { weight: self.vector(&format!("{name}.weight"), len)?, eps: self.eps })
+    }
+
+    /// A vector, in numbers: devices add and multiply by it.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
+        match self.checked(name, &[len])? {
+            Weight::Quantized(q) => {
+                let mut numbers = vec![0.0f32; len];
+                lowbit::dequantize(&q, &mut numbers)?;
+                self.upload(name, DenseTensor::from_f32(vec![len], &numbers)?.into())
+            }
+            dense => self.upload(name, dense),
+        }
+    }
+
+    /// A tensor of that shape, as it is stored.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let weight = self.checked(name, shape)?;
+        self.upload(name, weight)
+    }
+
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let weight = self.checkpoint.weight(name)?;
+        if weight.shape() != shape {
+            return Err(self.refuse(name, &format!("{shape:?}"), &format!("{:?}", weight.shape())));
+        }
+        Ok(weight)
+    }
+
+    fn upload(&mut self, name: &str, weight: Weight) -> Result<Tensor> {
+        let tensor = self.device.upload(&weight)?;
+        if let Some(entry) = self.checkpoint.entry(name) {
+            self.bytes += entry.bytes;
+            self.weights += entry.numel();
+        }
+        (self.progress)(self.bytes, self.total_bytes);
+        Ok(tensor)
+    }
+
+    fn refuse(&self, name: &str, expected: &str, got: &str) -> Error {
+        let help = "config.json and the weights belong to different models";
+        Error::tensor(self.checkpoint.path(), name, expected, got, help)
+    }
+}
