@@ -1,0 +1,156 @@
+//! Arguments that several commands take, and how their values are read.
+
+use std::path::Path;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use lowbit::{DType, Format, formats};
+use regex::Regex;
+
+use crate::failure::{Failure, Result};
+
+/// How many threads compute.
+#[derive(Debug, clap::Args)]
+pub struct Threads {
+    /// Threads that compute [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl Threads {
+    /// Sizes the pool of threads that every kernel shares.
+    pub fn apply(&self) -> Result {
+        let Some(threads) = self.threads else { return Ok(()) };
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.into())
+            .build_global()
+            .map_err(|error| Failure::failed(format!("could not start {threads} threads: {error}")))
+    }
+}
+
+/// A format by its name; help and completions list them all.
+pub fn format() -> impl TypedValueParser<Value = &'static Format> {
+    let names = formats::ALL.iter().map(|f| PossibleValue::new(f.name).help(f.about));
+    PossibleValuesParser::new(names).try_map(|name| formats::by_name(&name))
+}
+
+/// `f32`, `f16` or `bf16`.
+pub fn dtype() -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(DType::ALL.map(DType::name)).try_map(|name| {
+        DType::ALL.into_iter().find(|d| d.name() == name).ok_or("expected f32, f16 or bf16")
+    })
+}
+
+/// A regular expression.
+pub fn regex(text: &str) -> std::result::Result<Regex, String> {
+    // The library draws a picture over several lines; the last one says what is wrong.
+    Regex::new(text).map_err(|error| {
+        let text = error.to_string();
+        let reason = text.lines().last().unwrap_or_default();
+        reason.trim().trim_start_matches("error: ").to_owned()
+    })
+}
+
+/// `NxK`, both at least 1.
+pub fn shape(text: &str) -> std::result::Result<[usize; 2], String> {
+    let parsed = text.split_once('x').and_then(|(n, k)| Some([n.parse().ok()?, k.parse().ok()?]));
+    match parsed {
+        Some([n, k]) if n > 0 && k > 0 => Ok([n, k]),
+        _ => Err("expected NxK, for example 4096x4096".into()),
+    }
+}
+
+/// A number that is finite and at least 0.
+pub fn not_negative(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("expected a number that is at least 0".into()),
+    }
+}
+
+/// A finite number above 0.
+pub fn positive(text: &str) -> std::result::Result<f32, String> {
+    not_negative(text).ok().filter(|x| *x > 0.0).ok_or("expected a number above 0".into())
+}
+
+/// A number from 0 to 1.
+pub fn fraction(text: &str) -> std::result::Result<f32, String> {
+    not_negative(text).ok().filter(|x| *x <= 1.0).ok_or("expected a number from 0 to 1".into())
+}
+
+/// Refuses a block size that the format cannot have, before any file is opened.
+pub fn check_block_size(format: &Format, asked: Option<usize>) -> Result {
+    let sizes = format.block_sizes();
+    match asked {
+        Some(_) if sizes.is_empty() => Err(Failure::usage(format!(
+            "format {} keeps one scale a row and takes no --block-size; leave it out",
+            format.name
+        ))),
+        Some(b) if !sizes.contains(&b) => {
+            let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+            Err(Failure::usage(format!(
+                "--block-size {b}: format {} takes {}",
+                format.name,
+                sizes.join(", ")
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses double quantization for a format whose scales are bytes already.
+pub fn check_double_quant(format: &Format, asked: bool) -> Result {
+    if asked && !format.can_double_quantize() {
+        return Err(Failure::usage(format!(
+            "--double-quant: the scales of format {} are single bytes already; leave it out",
+            format.name
+        )));
+    }
+    Ok(())
+}
+
+/// Reads a text file.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| Failure::failed(format!("could not read {}: {error}", path.display())))?;
+    String::from_utf8(bytes).map_err(|error| {
+        Failure::failed(format!(
+            "{}: expected UTF-8 text, got something else at byte {}; convert the file first",
+            path.display(),
+            error.utf8_error().valid_up_to()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_two_positive_numbers() {
+        assert_eq!(shape("4096x11008"), Ok([4096, 11008]));
+        for bad in ["", "4096", "0x4", "4x", "-1x4", "4x4x4", "99999999999999999999x1"] {
+            assert!(shape(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_know_their_bounds() {
+        assert_eq!(fraction("0.9"), Ok(0.9));
+        assert!(["nan", "inf", "-1", "1.5", "x"].iter().all(|bad| fraction(bad).is_err()));
+        assert!(["nan", "inf", "-1", "0"].iter().all(|bad| positive(bad).is_err()));
+    }
+
+    #[test]
+    fn a_bad_expression_is_told_in_one_line() {
+        let error = regex("layers.(").expect_err("an open group");
+        assert_eq!(error, "unclosed group");
+    }
+
+    #[test]
+    fn every_format_takes_its_own_block_sizes_and_no_other() {
+        for f in formats::ALL {
+            assert!(f.block_sizes().iter().all(|b| check_block_size(f, Some(*b)).is_ok()));
+            assert!(matches!(check_block_size(f, Some(7)), Err(Failure::Usage(_))));
+        }
+    }
+}

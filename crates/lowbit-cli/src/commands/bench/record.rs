@@ -1,0 +1,117 @@
+//! What `bench` reports: a table for people, one JSON object a line for programs.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use super::limits::Limits;
+use crate::commands::print_json;
+use crate::failure::Result;
+use crate::ui::{self, Align, Table};
+
+/// One measured case.
+#[derive(Debug, Clone, Serialize)]
+pub struct Record {
+    pub op: &'static str,
+    pub format: &'static str,
+    /// `[N, K]` of the weights.
+    pub shape: [usize; 2],
+    /// Rows of `x`, for linear.
+    pub rows: Option<usize>,
+    /// Of the activations, or of the unquantized weights.
+    pub dtype: &'static str,
+    pub device: &'static str,
+    pub threads: usize,
+    pub ms_min: f64,
+    pub ms_median: f64,
+    /// From the median: packed weights and scales, and what else is read or written once.
+    pub gb_s: f64,
+    /// From the median; none where nothing is multiplied.
+    pub gflop_s: Option<f64>,
+    /// linear: relative to the output's root mean square; else the share of weights that differ.
+    pub max_error: f64,
+    /// What memory bandwidth and multiply-add rate, measured in the same run, allow.
+    pub floor_ms: f64,
+    pub block_size: Option<usize>,
+    pub double_quant: bool,
+}
+
+/// A record, and the pace of the memory while it was made.
+#[derive(Debug)]
+pub struct Measured {
+    pub record: Record,
+    /// Bytes a second.
+    pub bandwidth: f64,
+}
+
+/// Collects records for a table, or writes them as they come.
+pub struct Report<'a> {
+    out: &'a mut dyn Write,
+    json: bool,
+    table: Table,
+    fastest_memory: f64,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(json: bool, out: &'a mut dyn Write) -> Self {
+        let table = Table::new([
+            ("format", Align::Left),
+            ("shape", Align::Right),
+            ("rows", Align::Right),
+            ("dtype", Align::Left),
+            ("min ms", Align::Right),
+            ("median", Align::Right),
+            ("floor", Align::Right),
+            ("GB/s", Align::Right),
+            ("GFLOP/s", Align::Right),
+            ("error", Align::Right),
+        ]);
+        Report { out, json, table, fastest_memory: 0.0 }
+    }
+
+    pub fn add(&mut self, measured: Measured) -> Result {
+        let Measured { record, bandwidth } = measured;
+        self.fastest_memory = self.fastest_memory.max(bandwidth);
+        if self.json {
+            print_json(self.out, &record)?;
+            return Ok(self.out.flush()?);
+        }
+        let Record { shape: [n, k], .. } = record;
+        self.table.row([
+            record.format.to_owned(),
+            format!("{n}x{k}"),
+            record.rows.map_or("-".into(), |rows| rows.to_string()),
+            record.dtype.to_owned(),
+            milliseconds(record.ms_min),
+            milliseconds(record.ms_median),
+            milliseconds(record.floor_ms),
+            format!("{:.1}", record.gb_s),
+            record.gflop_s.map_or("-".into(), |rate| format!("{rate:.1}")),
+            if record.max_error == 0.0 { "0".into() } else { format!("{:.0e}", record.max_error) },
+        ]);
+        Ok(())
+    }
+
+    pub fn finish(self, limits: &Limits) -> Result {
+        if self.json {
+            return Ok(());
+        }
+        self.table.print(self.out)?;
+        let dim = ui::DIM;
+        writeln!(
+            self.out,
+            "\n{dim}{} threads; floor: {:.1} GB/s read, {:.0} GFLOP/s of f32 multiply-adds, measured\n\
+             in this run. Weights come from memory, not from a cache.{dim:#}",
+            rayon::current_num_threads(),
+            1e-9 * self.fastest_memory,
+            1e-9 * limits.flops,
+        )?;
+        Ok(())
+    }
+}
+
+/// Four digits.
+fn milliseconds(ms: f64) -> String {
+    let decimals = if ms < 10.0 { 3 } else if ms < 100.0 { 2 } else { 1 };
+    format!("{ms:.decimals$}")
+}

@@ -1,0 +1,78 @@
+//! `lowbit devices`: what a model can run on here.
+
+use std::io::Write;
+
+use serde::Serialize;
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+
+use crate::commands::print_json;
+use crate::failure::Result;
+use crate::ui::{self, Align, Table};
+
+/// List the devices of this machine
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowbit devices
+  lowbit devices --json")]
+pub struct Args {
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A device, as people and programs read it.
+#[derive(Serialize)]
+struct Device {
+    /// What `--device` takes.
+    device: &'static str,
+    name: String,
+    /// Instruction sets with kernels of their own, the best first.
+    instruction_sets: Vec<&'static str>,
+    threads: usize,
+    memory_bytes: u64,
+    memory_free_bytes: u64,
+}
+
+pub fn run(args: &Args, out: &mut dyn Write) -> Result {
+    let devices = [cpu()];
+    if args.json {
+        return print_json(out, &devices);
+    }
+    let mut table = Table::new([
+        ("device", Align::Left),
+        ("name", Align::Left),
+        ("instructions", Align::Left),
+        ("threads", Align::Right),
+        ("memory", Align::Right),
+        ("free", Align::Right),
+    ]);
+    for device in &devices {
+        table.row([
+            device.device.to_owned(),
+            device.name.clone(),
+            device.instruction_sets.join(" "),
+            device.threads.to_string(),
+            ui::bytes(device.memory_bytes),
+            ui::bytes(device.memory_free_bytes),
+        ]);
+    }
+    table.print(out)
+}
+
+fn cpu() -> Device {
+    let system = System::new_with_specifics(
+        RefreshKind::nothing()
+            .with_cpu(CpuRefreshKind::nothing())
+            .with_memory(MemoryRefreshKind::nothing().with_ram()),
+    );
+    let name = system.cpus().first().map_or("", |cpu| cpu.brand().trim());
+    Device {
+        device: "cpu",
+        name: if name.is_empty() { std::env::consts::ARCH.into() } else { name.into() },
+        instruction_sets: vec![],
+        threads: rayon::current_num_threads(),
+        memory_bytes: system.total_memory(),
+        memory_free_bytes: system.available_memory(),
+    }
+}

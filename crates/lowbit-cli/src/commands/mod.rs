@@ -1,0 +1,56 @@
+//! One file per command.
+
+mod bench;
+mod completions;
+mod devices;
+mod formats;
+
+use std::io::Write;
+
+use anstyle::AnsiColor;
+use clap::builder::Styles;
+
+use crate::failure::Result;
+use crate::ui;
+
+/// Low-bit weights for every machine without a CUDA card
+#[derive(Debug, clap::Parser)]
+#[command(name = "lowbit", version, styles = STYLES, max_term_width = 100)]
+#[command(arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Bench(bench::Args),
+    Formats(formats::Args),
+    Devices(devices::Args),
+    Completions(completions::Args),
+}
+
+const STYLES: Styles = Styles::styled()
+    .header(ui::HEADING)
+    .usage(ui::HEADING)
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(AnsiColor::Cyan.on_default().dimmed());
+
+impl Cli {
+    /// Runs the command; what it has to say goes to `out`.
+    pub fn run(self, out: &mut dyn Write) -> Result {
+        match self.command {
+            Command::Bench(args) => bench::run(&args, out),
+            Command::Formats(args) => formats::run(&args, out),
+            Command::Devices(args) => devices::run(&args, out),
+            Command::Completions(args) => completions::run(&args, out),
+        }
+    }
+}
+
+/// Writes one JSON document and a line break.
+fn print_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result {
+    serde_json::to_writer(&mut *out, value).map_err(std::io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
