@@ -1,0 +1,27 @@
+# The two commands: `make demo` and `make test`. Each does its own set-up and is safe to repeat.
+# Works with GNU make 3.81 (macOS) and later.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check
+
+help:
+	@echo 'make demo    build lowbit and run its demo: quantize, inspect, evaluate, generate (offline)'
+	@echo 'make test    run every test: unit, integration, documentation, and NEON under emulation'
+	@echo 'make check   formatting, lints and documentation, with warnings denied'
+	@echo 'make setup   check the tools and fetch the crates of Cargo.lock (the others do this first)'
+	@echo
+	@echo 'Nothing is installed into the system. Build output goes to target/, crates to the cache'
+	@echo 'of cargo, and what the NEON tests need (Debian on x86-64 only) to $$LOWBIT_CACHE, by'
+	@echo 'default ~/.cache/lowbit.'
+
+setup:
+	@scripts/setup
+
+demo: setup
+	cargo run --release --locked --bin lowbit -- demo
+
+test: setup
+	@scripts/test
+
+check: setup
+	@scripts/check
