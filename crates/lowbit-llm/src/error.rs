@@ -95,6 +95,9 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// Whoever watched the progress asked to stop.
+    #[error("stopped before it was done; nothing was written")]
+    Cancelled,
     /// The formats' library refused.
     #[error(transparent)]
     Core(#[from] lowbit::Error),

@@ -8,6 +8,7 @@
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 mod error;
 pub mod eval;
 pub mod generate;

@@ -15,7 +15,7 @@ const LENGTH_BYTES: usize = 8;
 
 /// A tensor as a file holds it; `data` shares the file's memory map.
 #[derive(Debug, Clone)]
-pub(super) struct Stored {
+pub(crate) struct Stored {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,

@@ -20,10 +20,10 @@ pub(super) const QUANT_MAP: &str = ".quant_map";
 pub(super) const NESTED_ABSMAX: &str = ".nested_absmax";
 pub(super) const NESTED_QUANT_MAP: &str = ".nested_quant_map";
 pub(super) const MEANS: &str = ".means";
-/// The keys of row statistics follow the layer's name, not the weight's.
-pub(super) const WEIGHT: &str = ".weight";
-pub(super) const ROW_STATS: &str = ".SCB";
-pub(super) const WEIGHT_FORMAT: &str = ".weight_format";
+/// The last word of a weight's name, which the keys of row statistics replace by theirs.
+pub(super) const WEIGHT: &str = "weight";
+pub(super) const ROW_STATS: &str = "SCB";
+pub(super) const WEIGHT_FORMAT: &str = "weight_format";
 /// The value under [`WEIGHT_FORMAT`] that means row-major; others are layouts of old CUDA kernels.
 pub(super) const ROW_MAJOR: u8 = 0;
 

@@ -29,11 +29,13 @@
 //! **With row statistics**, as bitsandbytes writes LLM.int8: `<layer>.weight` i8 `[N, K]`,
 //! `<layer>.SCB` f32 `[N]`, and mostly `<layer>.weight_format`, a u8 0.
 
+pub(crate) mod encode;
 mod file;
 mod group;
 mod locate;
 pub(crate) mod python_json;
 pub(crate) mod quant_state;
+pub(crate) mod write;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -140,11 +142,19 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] if there is none of that name, or it is of a type that no weight has.
     pub fn weight(&self, name: &str) -> Result<Weight> {
-        let entry = self.entry(name).ok_or_else(|| {
+        self.require(name)?.weight()
+    }
+
+    pub(crate) fn require(&self, name: &str) -> Result<&Entry> {
+        self.entry(name).ok_or_else(|| {
             let help = "is it the checkpoint of another model?";
             Error::tensor(&self.path, name, "a tensor of that name", "none", help)
-        })?;
-        entry.weight()
+        })
+    }
+
+    /// The keys of one file as they are stored, unchecked against each other.
+    pub(crate) fn stored(file: &Path) -> Result<Vec<file::Stored>> {
+        file::read(file)
     }
 
     /// The contents of `config.json`; `None` for a file, or a directory without one.
@@ -167,10 +177,19 @@ impl Checkpoint {
         &self.files
     }
 
+    /// Stored bytes of all tensors together, scales included.
+    pub fn bytes(&self) -> u64 {
+        self.entries.iter().map(|e| e.bytes).sum()
+    }
+
+    /// Number of weights of all tensors together.
+    pub fn numel(&self) -> u64 {
+        self.entries.iter().map(Entry::numel).sum()
+    }
+
     /// Stored bits per weight of all tensors together, scales included; 0 without any.
     pub fn bits_per_weight(&self) -> f64 {
-        let bytes: u64 = self.entries.iter().map(|e| e.bytes).sum();
-        bits_per_weight(bytes, self.entries.iter().map(Entry::numel).sum())
+        bits_per_weight(self.bytes(), self.numel())
     }
 }
 
