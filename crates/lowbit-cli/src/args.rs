@@ -17,6 +17,11 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// How many were asked for.
+    pub fn count(&self) -> Option<usize> {
+        self.threads.map(usize::from)
+    }
+
     /// Sizes the pool of threads that every kernel shares.
     pub fn apply(&self) -> Result {
         let Some(threads) = self.threads else { return Ok(()) };
@@ -75,6 +80,20 @@ pub fn positive(text: &str) -> std::result::Result<f32, String> {
 /// A number from 0 to 1.
 pub fn fraction(text: &str) -> std::result::Result<f32, String> {
     not_negative(text).ok().filter(|x| *x <= 1.0).ok_or("expected a number from 0 to 1".into())
+}
+
+/// A number from above 0 to 1.
+pub fn positive_fraction(text: &str) -> std::result::Result<f32, String> {
+    let expected = "expected a number above 0, at most 1";
+    fraction(text).ok().filter(|x| *x > 0.0).ok_or(expected.into())
+}
+
+/// A whole number, `min` or more.
+pub fn at_least(min: usize) -> impl Fn(&str) -> std::result::Result<usize, String> + Clone {
+    move |text| match text.parse() {
+        Ok(n) if n >= min => Ok(n),
+        _ => Err(format!("expected a whole number, {min} or more")),
+    }
 }
 
 /// Refuses a block size that the format cannot have, before any file is opened.

@@ -81,7 +81,10 @@ impl From<lowbit::Error> for Failure {
 
 impl From<lowbit_llm::Error> for Failure {
     fn from(error: lowbit_llm::Error) -> Self {
-        Failure::Failed(error.to_string())
+        match error {
+            lowbit_llm::Error::Cancelled => Failure::Interrupted,
+            error => Failure::Failed(error.to_string()),
+        }
     }
 }
 

@@ -10,6 +10,8 @@ mod commands;
 mod device;
 mod failure;
 mod interrupt;
+mod model;
+mod sampling;
 mod ui;
 
 use std::io::Write;

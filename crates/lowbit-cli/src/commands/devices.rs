@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use lowbit::cpu::Isa;
 use serde::Serialize;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
@@ -70,7 +71,7 @@ fn cpu() -> Device {
     Device {
         device: "cpu",
         name: if name.is_empty() { std::env::consts::ARCH.into() } else { name.into() },
-        instruction_sets: vec![],
+        instruction_sets: Isa::available().into_iter().map(Isa::name).collect(),
         threads: rayon::current_num_threads(),
         memory_bytes: system.total_memory(),
         memory_free_bytes: system.available_memory(),

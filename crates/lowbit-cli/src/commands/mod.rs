@@ -1,9 +1,17 @@
 //! One file per command.
 
 mod bench;
+mod chat;
 mod completions;
+mod convert;
+mod demo;
+mod dequantize;
 mod devices;
+mod eval;
 mod formats;
+mod generate;
+mod inspect;
+mod quantize;
 
 use std::io::Write;
 
@@ -24,6 +32,13 @@ pub struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Demo(demo::Args),
+    Quantize(quantize::Args),
+    Dequantize(dequantize::Args),
+    Inspect(inspect::Args),
+    Eval(eval::Args),
+    Generate(generate::Args),
+    Chat(chat::Args),
     Bench(bench::Args),
     Formats(formats::Args),
     Devices(devices::Args),
@@ -40,6 +55,13 @@ impl Cli {
     /// Runs the command; what it has to say goes to `out`.
     pub fn run(self, out: &mut dyn Write) -> Result {
         match self.command {
+            Command::Demo(args) => demo::run(&args, out),
+            Command::Quantize(args) => quantize::run(&args, out),
+            Command::Dequantize(args) => dequantize::run(&args, out),
+            Command::Inspect(args) => inspect::run(&args, out),
+            Command::Eval(args) => eval::run(&args, out),
+            Command::Generate(args) => generate::run(&args, out),
+            Command::Chat(args) => chat::run(&args, out),
             Command::Bench(args) => bench::run(&args, out),
             Command::Formats(args) => formats::run(&args, out),
             Command::Devices(args) => devices::run(&args, out),

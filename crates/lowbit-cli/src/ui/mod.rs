@@ -21,3 +21,9 @@ pub const DIM: Style = Style::new().dimmed();
 pub fn width() -> Option<u16> {
     terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0)
 }
+
+/// Text without control characters but line breaks and tabs: names in hostile files and the words
+/// of a model must not steer the terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}

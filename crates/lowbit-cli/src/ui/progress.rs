@@ -1,5 +1,6 @@
 //! A progress bar for what takes over a second.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,26 +13,26 @@ const PATIENCE: Duration = Duration::from_millis(700);
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
-    shown: bool,
+    shown: AtomicBool,
 }
 
 impl Progress {
     /// A bar for work of an unknown length as yet.
     pub fn new(what: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
-        let style = ProgressStyle::with_template("{prefix} {bar:30.cyan/dim} {percent:>3} %  {msg}");
+        let style =
+            ProgressStyle::with_template("{prefix} {bar:30.cyan/dim} {percent:>3} %  {msg}");
         // The template is a constant; were it wrong, the plain bar would do.
         if let Ok(style) = style {
             bar.set_style(style.progress_chars("━━─"));
         }
         bar.set_prefix(what);
-        Progress { bar, started: Instant::now(), shown: false }
+        Progress { bar, started: Instant::now(), shown: AtomicBool::new(false) }
     }
 
-    /// `done` of `total` are done; `now` is being worked on.
-    pub fn update(&mut self, done: u64, total: u64, now: &str) {
-        if !self.shown && self.started.elapsed() >= PATIENCE {
-            self.shown = true;
+    /// `done` of `total` are done; `now` is what it is about. Any thread may call.
+    pub fn update(&self, done: u64, total: u64, now: &str) {
+        if self.started.elapsed() >= PATIENCE && !self.shown.swap(true, Ordering::Relaxed) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         self.bar.set_length(total);

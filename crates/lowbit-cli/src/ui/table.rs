@@ -41,11 +41,6 @@ impl Table {
         self.table.add_row(cells);
     }
 
-    /// Whether it has no rows.
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
-
     /// Writes it for a person; in a terminal, long cells wrap to its width.
     pub fn print(mut self, out: &mut dyn Write) -> Result {
         self.table.load_style(NOTHING);

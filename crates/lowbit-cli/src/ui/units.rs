@@ -14,7 +14,7 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// `49,215`.
-pub fn count(n: usize) -> String {
+pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -49,13 +49,10 @@ mod tests {
 
     #[test]
     fn counts_have_commas() {
-        assert_eq!([0, 999, 1_000, 49_215, 1_234_567].map(count), [
-            "0",
-            "999",
-            "1,000",
-            "49,215",
-            "1,234,567"
-        ]);
+        assert_eq!(
+            [0, 999, 1_000, 49_215, 1_234_567].map(count),
+            ["0", "999", "1,000", "49,215", "1,234,567"]
+        );
     }
 
     #[test]

@@ -169,14 +169,14 @@ impl Case {
         let memory = bytes as f64 / times.bandwidth;
         let record = Record {
             op: self.operation.name(),
-            format: self.format.name,
-            shape: self.shape,
+            format: self.format.name.to_owned(),
+            shape: Some(self.shape),
             rows: match self.operation {
                 Operation::Linear(rows) => Some(rows),
                 _ => None,
             },
             dtype: self.dtype.name(),
-            device: "cpu",
+            device: "cpu".to_owned(),
             threads: rayon::current_num_threads(),
             ms_min: 1e3 * min,
             ms_median: 1e3 * median,
@@ -186,6 +186,7 @@ impl Case {
             floor_ms: 1e3 * memory.max(flops.unwrap_or(0.0) / limits.flops),
             block_size: self.block_size,
             double_quant: self.double_quant,
+            tok_s: None,
         };
         Measured { record, bandwidth: times.bandwidth }
     }
@@ -195,7 +196,8 @@ impl Case {
         let k = self.shape[1];
         let (mut wrong, mut total) = (0, 0);
         for rows in self.whole_blocks(q) {
-            let part: Vec<f32> = w[rows.start * k..rows.end * k].iter().map(|x| x.to_f32()).collect();
+            let part: Vec<f32> =
+                w[rows.start * k..rows.end * k].iter().map(|x| x.to_f32()).collect();
             let shape = [rows.len(), k];
             let expected = reference::quantize(self.format, &part, &shape, Some(q.block_size()))?;
             let differs = |(row, col)| {

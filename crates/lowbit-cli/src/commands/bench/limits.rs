@@ -44,7 +44,8 @@ impl Limits {
         let bytes = (8 * self.buffer.len()) as f64;
         let pass = || {
             let start = Instant::now();
-            let sum = self.buffer.par_chunks(1 << 16).map(sum_words).reduce(|| 0, u64::wrapping_add);
+            let sum =
+                self.buffer.par_chunks(1 << 16).map(sum_words).reduce(|| 0, u64::wrapping_add);
             black_box(sum);
             bytes / start.elapsed().as_secs_f64()
         };

@@ -12,6 +12,7 @@ use super::limits::{Limits, cold_bytes};
 use crate::failure::{Failure, Result};
 
 /// Times of single calls, and the memory bandwidth meanwhile.
+#[derive(Debug, Default)]
 pub struct Times {
     calls: Vec<f64>,
     /// Bytes a second: the best seen between the rounds.
@@ -32,26 +33,40 @@ impl Times {
         items: usize,
         mut call: impl FnMut(usize) -> Result<R>,
     ) -> Result<Self> {
-        let mut times = Times { calls: Vec::new(), bandwidth: 0.0 };
+        let mut times = Times::default();
         let mut turn = (0..items).cycle();
         let mut next = || turn.next().ok_or(Failure::failed("nothing to measure"));
         // The first call may pay for pages and threads.
         call(next()?)?;
-        let budget = Duration::from_secs_f32(seconds / ROUNDS as f32);
         for _ in 0..ROUNDS {
-            times.bandwidth = times.bandwidth.max(limits.bandwidth());
-            let (round, mut calls) = (Instant::now(), 0);
-            while calls < CALLS || round.elapsed() < budget {
+            let bandwidth = limits.bandwidth();
+            Self::rounds(seconds / ROUNDS as f32, || {
                 let item = next()?;
                 let start = Instant::now();
                 let made = call(item)?;
-                times.calls.push(start.elapsed().as_secs_f64());
+                times.add(start.elapsed().as_secs_f64(), bandwidth);
                 drop(made);
-                calls += 1;
-            }
+                Ok(())
+            })?;
         }
-        times.calls.sort_by(f64::total_cmp);
         Ok(times)
+    }
+
+    /// Does `work` for about `seconds`, and a few times at least.
+    pub fn rounds(seconds: f32, mut work: impl FnMut() -> Result) -> Result {
+        let (start, mut done) = (Instant::now(), 0);
+        while done < CALLS || start.elapsed() < Duration::from_secs_f32(seconds) {
+            work()?;
+            done += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a call that took so many seconds.
+    pub fn add(&mut self, seconds: f64, bandwidth: f64) {
+        let at = self.calls.partition_point(|other| *other < seconds);
+        self.calls.insert(at, seconds);
+        self.bandwidth = self.bandwidth.max(bandwidth);
     }
 
     /// Seconds of the fastest call.
@@ -89,7 +104,8 @@ pub fn gaussian<T: Element>(len: usize, deviation: f32, seed: u64) -> Result<Vec
 /// About `count` of the indices below `n`, evenly spread, the first and the last among them.
 pub fn spread(n: usize, count: usize) -> Vec<usize> {
     let count = count.clamp(1, n.max(1));
-    let mut chosen: Vec<_> = (0..count).map(|i| i * n.saturating_sub(1) / (count - 1).max(1)).collect();
+    let mut chosen: Vec<_> =
+        (0..count).map(|i| i * n.saturating_sub(1) / (count - 1).max(1)).collect();
     chosen.dedup();
     chosen
 }

@@ -4,6 +4,7 @@
 mod cases;
 mod limits;
 mod measure;
+mod model;
 mod record;
 
 use std::io::Write;
@@ -43,6 +44,7 @@ enum What {
         #[arg(long, value_name = "M", default_value = "1,16,128", value_delimiter = ',')]
         rows: Vec<NonZeroUsize>,
     },
+    Model(model::Args),
 }
 
 const QUANTIZE_EXAMPLES: &str = "\
@@ -87,6 +89,8 @@ struct Options {
           value_parser = args::dtype())]
     dtype: Vec<DType>,
     #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
     effort: Effort,
 }
 
@@ -95,8 +99,6 @@ struct Effort {
     /// Seconds to measure each case for
     #[arg(long, value_name = "S", default_value = "1", value_parser = args::positive)]
     seconds: f32,
-    #[command(flatten)]
-    threads: Threads,
     /// Write one JSON object a line
     #[arg(long)]
     json: bool,
@@ -110,15 +112,16 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
             let operations: Vec<_> = rows.iter().map(|m| Operation::Linear(m.get())).collect();
             run_cases(options, &operations, out)
         }
+        What::Model(args) => model::run(args, out),
     }
 }
 
 fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -> Result {
     let cases = cases_of(options, operations)?;
-    options.effort.threads.apply()?;
+    options.threads.apply()?;
     let mut report = Report::new(options.effort.json, out);
     warn_of_debug_build()?;
-    let mut progress = Progress::new("measuring");
+    let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
     let limits = Limits::measure();
     for (done, case) in cases.iter().enumerate() {
@@ -129,7 +132,7 @@ fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -
         verdict?;
     }
     drop(progress);
-    report.finish(&limits)
+    report.finish(&limits, None)
 }
 
 /// Figures of a build for debugging mislead.

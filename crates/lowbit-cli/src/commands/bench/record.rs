@@ -13,14 +13,14 @@ use crate::ui::{self, Align, Table};
 #[derive(Debug, Clone, Serialize)]
 pub struct Record {
     pub op: &'static str,
-    pub format: &'static str,
-    /// `[N, K]` of the weights.
-    pub shape: [usize; 2],
-    /// Rows of `x`, for linear.
+    pub format: String,
+    /// `[N, K]` of the weights; none for a whole model.
+    pub shape: Option<[usize; 2]>,
+    /// Rows of `x`, for linear; tokens at once, for a model.
     pub rows: Option<usize>,
     /// Of the activations, or of the unquantized weights.
     pub dtype: &'static str,
-    pub device: &'static str,
+    pub device: String,
     pub threads: usize,
     pub ms_min: f64,
     pub ms_median: f64,
@@ -28,12 +28,16 @@ pub struct Record {
     pub gb_s: f64,
     /// From the median; none where nothing is multiplied.
     pub gflop_s: Option<f64>,
-    /// linear: relative to the output's root mean square; else the share of weights that differ.
+    /// linear and model: relative to the output's root mean square; else the share of weights that
+    /// differ.
     pub max_error: f64,
     /// What memory bandwidth and multiply-add rate, measured in the same run, allow.
     pub floor_ms: f64,
     pub block_size: Option<usize>,
     pub double_quant: bool,
+    /// Tokens a second from the median, for a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tok_s: Option<f64>,
 }
 
 /// A record, and the pace of the memory while it was made.
@@ -76,10 +80,9 @@ impl<'a> Report<'a> {
             print_json(self.out, &record)?;
             return Ok(self.out.flush()?);
         }
-        let Record { shape: [n, k], .. } = record;
         self.table.row([
-            record.format.to_owned(),
-            format!("{n}x{k}"),
+            record.format,
+            record.shape.map_or("-".into(), |[n, k]| format!("{n}x{k}")),
             record.rows.map_or("-".into(), |rows| rows.to_string()),
             record.dtype.to_owned(),
             milliseconds(record.ms_min),
@@ -92,7 +95,8 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    pub fn finish(self, limits: &Limits) -> Result {
+    /// Writes the table, and what the floor is made of.
+    pub fn finish(self, limits: &Limits, note: Option<&str>) -> Result {
         if self.json {
             return Ok(());
         }
@@ -101,17 +105,26 @@ impl<'a> Report<'a> {
         writeln!(
             self.out,
             "\n{dim}{} threads; floor: {:.1} GB/s read, {:.0} GFLOP/s of f32 multiply-adds, measured\n\
-             in this run. Weights come from memory, not from a cache.{dim:#}",
+             in this run.{dim:#}",
             rayon::current_num_threads(),
             1e-9 * self.fastest_memory,
             1e-9 * limits.flops,
         )?;
+        if let Some(note) = note {
+            writeln!(self.out, "{dim}{note}{dim:#}")?;
+        }
         Ok(())
     }
 }
 
 /// Four digits.
 fn milliseconds(ms: f64) -> String {
-    let decimals = if ms < 10.0 { 3 } else if ms < 100.0 { 2 } else { 1 };
+    let decimals = if ms < 10.0 {
+        3
+    } else if ms < 100.0 {
+        2
+    } else {
+        1
+    };
     format!("{ms:.decimals$}")
 }
