@@ -1,6 +1,9 @@
 //! Checkpoints: reading, converting and writing them, and what hostile ones are told.
 
 mod checkpoint {
+    mod convert;
     mod golden;
+    mod hostile;
+    mod output;
     mod support;
 }

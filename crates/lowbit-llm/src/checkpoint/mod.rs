@@ -37,7 +37,7 @@ pub(crate) mod python_json;
 pub(crate) mod quant_state;
 pub(crate) mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -103,10 +103,10 @@ impl Checkpoint {
         for file in &files.weights {
             stored.extend(file::read(file)?);
         }
-        let holders: HashMap<&str, &Path> =
+        let held: HashSet<(&str, &Path)> =
             stored.iter().map(|t| (t.name.as_str(), t.path.as_path())).collect();
         for (name, shard) in &files.weight_map {
-            if holders.get(name.as_str()) != Some(&shard.as_path()) {
+            if !held.contains(&(name.as_str(), shard.as_path())) {
                 let (expected, help) = ("it, as the index says", "fetch the shard again");
                 return Err(Error::tensor(shard, name, expected, "no such tensor", help));
             }

@@ -66,3 +66,8 @@ pub fn read(path: &Path) -> Vec<Tensor> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     tensors
 }
+
+/// A safetensors file of this header and so many zeros.
+pub fn raw(header: &[u8], zeros: usize) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header, &vec![0; zeros]].concat()
+}

@@ -138,7 +138,7 @@ fn unsupported_and_absurd_values_are_named() {
     let big = u64::MAX;
     let cases = [
         (json!({ "model_type": "gpt2" }), "model_type", "\"gpt2\""),
-        (json!({ "model_type": null }), "model_type", "nothing"),
+        (json!({ "model_type": null }), "model_type", "null"),
         (json!({ "hidden_act": "gelu" }), "hidden_act", "\"gelu\""),
         (json!({ "num_attention_heads": 0 }), "num_attention_heads", "got 0"),
         (json!({ "num_attention_heads": -4 }), "num_attention_heads", "-4"),
@@ -150,7 +150,7 @@ fn unsupported_and_absurd_values_are_named() {
         (json!({ "head_dim": big }), "head_dim", "18446744073709551615"),
         (json!({ "hidden_size": big }), "hidden_size", "18446744073709551615"),
         (json!({ "hidden_size": "32" }), "hidden_size", "\"32\""),
-        (json!({ "hidden_size": null }), "hidden_size", "nothing"),
+        (json!({ "hidden_size": null }), "hidden_size", "null"),
         (json!({ "vocab_size": 1u64 << 40 }), "vocab_size", "1099511627776"),
         (json!({ "num_hidden_layers": 1e30 }), "num_hidden_layers", "1e+30"),
         (json!({ "rms_norm_eps": -1.0 }), "rms_norm_eps", "-1.0"),

@@ -100,7 +100,11 @@ fn every_setting_matters() {
 #[test]
 fn weights_that_do_not_fit_the_config_are_named() {
     let cases = [
-        ("qwen3", json!({ "num_hidden_layers": 3 }), "model.layers.2.input_layernorm.weight"),
+        (
+            "mistral-window",
+            json!({ "num_hidden_layers": 3 }),
+            "model.layers.2.input_layernorm.weight",
+        ),
         ("qwen3", json!({ "head_dim": 8 }), "model.layers.0.self_attn.q_proj.weight"),
         ("qwen3", json!({ "vocab_size": 95 }), "model.embed_tokens.weight"),
         ("qwen3", json!({ "intermediate_size": 57 }), "model.layers.0.mlp.gate_proj.weight"),

@@ -74,7 +74,8 @@ fn perplexity_is_that_of_bitsandbytes() {
 }
 
 fn greedy(directory: &Path, prompt: &[u32], count: usize) -> Vec<u32> {
-    let model = load(directory).unwrap();
+    let checkpoint = Checkpoint::open(directory).unwrap();
+    let model = Model::load(&checkpoint, cpu(DType::BF16), &mut |_, _| {}).unwrap();
     let options = Options {
         max_new_tokens: count,
         sampling: Sampling::GREEDY,
