@@ -1,11 +1,12 @@
-//! The CPU as a [`Device`]: activations are vectors of f32, every operation runs at once.
+//! The CPU as a [`Device`]: activations are vectors of f32 that hold numbers of the type they stand
+//! for, every operation runs at once.
 
 use rayon::prelude::*;
 
 use super::Cpu;
 use crate::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor};
 use crate::tensor::rows_cols;
-use crate::{DType, Error, Result, Weight};
+use crate::{DType, Element, Error, Result, Weight};
 
 /// The CPU as a [`Device`].
 #[derive(Debug, Clone, Copy)]
@@ -21,11 +22,27 @@ struct Layer {
 }
 
 impl CpuDevice {
-    /// A device whose linear layers take activations of that type: 16-bit ones are faster, f32
-    /// ones exact to f32.
+    /// A device whose activations are of that type: every operation computes in f32 and rounds
+    /// its result to it, as a model does that runs in that type elsewhere. So where two logits tie
+    /// in 16 bits they tie here. 16-bit types are faster, f32 is exact to f32.
     pub fn new(cpu: Cpu, activations: DType) -> Self {
         CpuDevice { cpu, activations }
     }
+
+    /// A result, rounded to the type of activations.
+    fn activation(&self, shape: Vec<usize>, mut numbers: Vec<f32>) -> Tensor {
+        match self.activations {
+            DType::F32 => {}
+            DType::F16 => round::<half::f16>(&mut numbers),
+            DType::BF16 => round::<half::bf16>(&mut numbers),
+        }
+        Tensor::new(shape, numbers)
+    }
+}
+
+fn round<T: Element>(numbers: &mut [f32]) {
+    let round = |_, part: &mut [f32]| part.iter_mut().for_each(|x| *x = T::from_f32(*x).to_f32());
+    for_rows(numbers, 4096, round);
 }
 
 /// Elements below which a loop is not worth a second thread.
@@ -114,7 +131,7 @@ impl Device for CpuDevice {
         }
         let mut out = zeros(OP, ids.len() * cols)?;
         for_rows(&mut out, cols, |i, row| self.cpu.decode_row(weight, ids[i] as usize, row));
-        Ok(Tensor::new(vec![ids.len(), cols], out))
+        Ok(self.activation(vec![ids.len(), cols], out))
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -128,7 +145,7 @@ impl Device for CpuDevice {
         let bias = bias.map(|b| numbers(OP, b)).transpose()?;
         let mut y = zeros(OP, m * n)?;
         self.cpu.linear_f32(weight, numbers(OP, x)?, bias, &mut y, self.activations)?;
-        Ok(Tensor::new(vec![m, n], y))
+        Ok(self.activation(vec![m, n], y))
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -147,7 +164,7 @@ impl Device for CpuDevice {
                 *v *= inverse * w;
             }
         });
-        Ok(Tensor::new(x.shape().to_vec(), out))
+        Ok(self.activation(x.shape().to_vec(), out))
     }
 
     fn rope(&self, x: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> {
@@ -171,7 +188,7 @@ impl Device for CpuDevice {
                 }
             }
         });
-        Ok(Tensor::new(x.shape().to_vec(), out))
+        Ok(self.activation(x.shape().to_vec(), out))
     }
 
     fn attention(
@@ -230,7 +247,7 @@ impl Device for CpuDevice {
         } else {
             out.chunks_mut(head_dim.max(1)).enumerate().for_each(|(i, out)| attend(i, out));
         }
-        Ok(Tensor::new(vec![rows, heads * head_dim], out))
+        Ok(self.activation(vec![rows, heads * head_dim], out))
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -244,14 +261,14 @@ impl Device for CpuDevice {
                 *o = g / (1.0 + (-g).exp()) * u;
             }
         });
-        Ok(Tensor::new(gate.shape().to_vec(), out))
+        Ok(self.activation(gate.shape().to_vec(), out))
     }
 
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         const OP: &str = "add";
         same_shape(OP, a, b)?;
-        let pairs = numbers(OP, a)?.iter().zip(numbers(OP, b)?);
-        Ok(Tensor::new(a.shape().to_vec(), pairs.map(|(a, b)| a + b).collect::<Vec<f32>>()))
+        let sums = numbers(OP, a)?.iter().zip(numbers(OP, b)?).map(|(a, b)| a + b);
+        Ok(self.activation(a.shape().to_vec(), sums.collect()))
     }
 
     fn rows(&self, x: &Tensor, start: usize, rows: usize) -> Result<Tensor> {

@@ -3,13 +3,13 @@
 
 use std::borrow::Cow;
 
-use super::linear::{ROWS, pad_rows};
+use super::linear::pad_rows;
 use super::simd::{Simd, Task};
 use super::view::View;
 
 /// Columns of a tile, a multiple of every vector.
 const COLS: usize = 512;
-/// Rows of activations for which sums are kept.
+/// Most rows of activations for which sums are kept.
 const BATCH: usize = 64;
 /// Activations and weights that a kernel keeps in registers: `MR` rows of x, `NR` of w.
 const MR: usize = 4;
@@ -40,10 +40,11 @@ impl Task for Gemm<'_> {
         let Gemm { view, x, m, first, y } = self;
         let (k, stride) = (view.k, view.k.next_multiple_of(PAD));
         let rows = y.len() / m;
+        let batch_size = m.min(BATCH);
         let mut tile = vec![0.0f32; rows.next_multiple_of(NR) * COLS];
-        let mut sums = vec![s.splat(0.0); rows.next_multiple_of(NR) * BATCH];
-        for batch in (0..m).step_by(BATCH) {
-            let end = (batch + BATCH).min(m);
+        let mut sums = vec![s.splat(0.0); rows.next_multiple_of(NR) * batch_size];
+        for batch in (0..m).step_by(batch_size) {
+            let end = (batch + batch_size).min(m);
             sums.fill(s.splat(0.0));
             for col in (0..k).step_by(COLS) {
                 let cols = COLS.min(k - col);
@@ -56,16 +57,16 @@ impl Task for Gemm<'_> {
                 let mut i = batch;
                 while i + MR <= end {
                     let x: [&[f32]; MR] = std::array::from_fn(|j| x_row(i + j));
-                    multiply(s, &tile, padded, x, &mut sums, i - batch);
+                    multiply(s, &tile, padded, x, &mut sums, batch_size, i - batch);
                     i += MR;
                 }
                 for i in i..end {
-                    multiply(s, &tile, padded, [x_row(i)], &mut sums, i - batch);
+                    multiply(s, &tile, padded, [x_row(i)], &mut sums, batch_size, i - batch);
                 }
             }
             for (row, y) in y.chunks_exact_mut(m).enumerate() {
                 for (i, y) in y[batch..end].iter_mut().enumerate() {
-                    *y = s.sum(sums[row * BATCH + i]);
+                    *y = s.sum(sums[row * batch_size + i]);
                 }
             }
         }
@@ -80,14 +81,14 @@ fn multiply<S: Simd, const R: usize>(
     cols: usize,
     x: [&[f32]; R],
     sums: &mut [S::F],
+    batch_size: usize,
     at: usize,
 ) {
-    debug_assert!(sums.len() <= ROWS.next_multiple_of(NR) * BATCH);
     let x = x.map(|x| &x[..cols]);
-    for (pair, sums) in tile.chunks_exact(NR * COLS).zip(sums.chunks_exact_mut(NR * BATCH)) {
+    for (pair, sums) in tile.chunks_exact(NR * COLS).zip(sums.chunks_exact_mut(NR * batch_size)) {
         let w: [&[f32]; NR] = std::array::from_fn(|n| &pair[n * COLS..][..cols]);
         let mut acc: [[S::F; R]; NR] =
-            std::array::from_fn(|n| std::array::from_fn(|i| sums[n * BATCH + at + i]));
+            std::array::from_fn(|n| std::array::from_fn(|i| sums[n * batch_size + at + i]));
         let mut col = 0;
         while col < cols {
             let w: [S::F; NR] = std::array::from_fn(|n| s.load(&w[n][col..]));
@@ -100,7 +101,7 @@ fn multiply<S: Simd, const R: usize>(
             col += S::LANES;
         }
         for n in 0..NR {
-            sums[n * BATCH + at..][..R].copy_from_slice(&acc[n]);
+            sums[n * batch_size + at..][..R].copy_from_slice(&acc[n]);
         }
     }
 }

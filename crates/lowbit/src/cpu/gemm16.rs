@@ -1,134 +1,177 @@
-//! 16-bit activations on 4-bit weights, in 16-bit integers.
+//! 4-bit weights in 16-bit integers.
 //!
 //! The codebook is scaled to 32767, the activations of each 64 columns to 8190; eight products fit
 //! an i32, so a step of 64 needs no wider sum. Relative error about 1e-4: less than the rounding
 //! of the activations to bf16 or f16 themselves.
+//!
+//! For f32 activations, what either rounding leaves over is rounded to a second integer, and
+//! three products (high high, high low, low high) make one with an error of about 1e-8.
 
 use super::dispatch::Isa;
 use super::linear::Pool;
 use super::simd::{PEAK16, STEP16, Simd, Task};
 use super::view::{Aligned, Codes, View};
 
-/// Steps of a tile: 512 columns.
+/// Steps of a tile: 512 columns. Scales are kept in groups of so many.
 const STEPS: usize = 8;
 const COLS: usize = STEPS * STEP16;
-/// Rows of activations for which sums are kept.
+/// Most rows of activations for which sums are kept.
 const BATCH: usize = 64;
 /// Rows of activations that share a load of weights.
 const MR: usize = 4;
+/// Bytes of a step of codes.
+const BYTES: usize = STEP16 / 2;
+/// Units of the second integer in one of the first, for activations and for weights.
+const LOW_X: f32 = 2.0 * PEAK16;
+const LOW_W: f32 = 2.0 * 32767.0;
 
 /// Activations and weights, ready for these kernels.
 pub(crate) struct Prepared<'a> {
     rows: Aligned<'a>,
     steps: usize,
+    /// Blocks are `1 << shift` steps; `None`: half a step.
+    block_shift: Option<u32>,
     table: [i16; 16],
+    /// What is left over of the codebook, in units of `1 / LOW_W`.
+    table_low: [i16; 16],
     low_first: bool,
     /// What the integers of a product stand for, but for the scales of blocks and activations.
     unit: f32,
     /// `[M, K]` in the order of a step.
     x: Vec<i16>,
-    /// `[M, K / 64]`.
+    /// What is left over of them, in units of `1 / LOW_X`; empty where 16 bits are enough.
+    x_low: Vec<i16>,
+    /// `[M, K / 64]`, rows padded with zeros to whole tiles.
     x_scales: Vec<f32>,
 }
 
-/// Rounds the activations `x: [M, K]`; `None` if the weight or an activation does not fit: rows
-/// must be whole steps of blocks of 32 or more, all numbers finite.
+/// Rounds the activations `x: [M, K]`, with `split` to two integers each; `None` if the weight or
+/// an activation does not fit: rows must be whole steps of blocks of 32 or a power of two from
+/// 64, all numbers finite.
 pub(crate) fn prepare<'a>(
     isa: Isa,
     view: &View<'a>,
     x: &[f32],
     m: usize,
+    split: bool,
     pool: &Pool,
 ) -> Option<Prepared<'a>> {
     let Codes::Nibbles { table, low_first } = view.codes else { return None };
     let rows = view.aligned(STEP16 / 2)?;
-    if !view.k.is_multiple_of(STEP16) || table.iter().any(|v| !v.is_finite()) {
-        return None;
-    }
+    let block_shift = match rows.block_size {
+        size if size == STEP16 / 2 => None,
+        size if size >= STEP16 && size.is_power_of_two() => Some((size / STEP16).ilog2()),
+        _ => return None,
+    };
     let peak = table.iter().fold(0.0f32, |peak, v| peak.max(v.abs()));
     let factor = f32::from(i16::MAX) / peak;
-    if !factor.is_finite() {
+    let finite = factor.is_finite() && table.iter().all(|v| v.is_finite());
+    if !finite || !view.k.is_multiple_of(STEP16) {
         return None;
     }
     let steps = view.k / STEP16;
-    let mut rounded = vec![0i16; m * view.k];
-    let mut x_scales = vec![0.0f32; m * steps];
-    pool.each(&mut x_scales, steps, |i, scales| {
-        isa.run(Magnitudes { x: &x[i * view.k..(i + 1) * view.k], scales });
+    let padded = steps.next_multiple_of(STEPS);
+    let mut x_scales = vec![0.0f32; m * padded];
+    let mut high = vec![0i16; m * view.k];
+    let mut low = vec![0i16; if split { m * view.k } else { 0 }];
+    let mut lows = low.chunks_exact_mut(view.k);
+    let mut rows_of_x: Vec<Round<'_>> = x
+        .chunks_exact(view.k)
+        .zip(x_scales.chunks_exact_mut(padded))
+        .zip(high.chunks_exact_mut(view.k))
+        .map(|((x, scales), high)| Round { x, scales, high, low: lows.next().unwrap_or_default() })
+        .collect();
+    pool.each(&mut rows_of_x, 1, m * view.k, |_, rows| {
+        for row in rows {
+            isa.run(row);
+        }
     });
     if x_scales.iter().any(|s| !s.is_finite()) {
         return None;
     }
-    pool.each(&mut rounded, view.k, |i, out| {
-        let (x, scales) = (&x[i * view.k..(i + 1) * view.k], &x_scales[i * steps..(i + 1) * steps]);
-        isa.run(Round { x, scales, out });
-    });
+    let scaled = table.map(|v| v * factor);
+    let rounded = scaled.map(|v| v.round_ties_even());
+    let left = std::array::from_fn(|i| ((scaled[i] - rounded[i]) * LOW_W).round_ties_even() as i16);
     Some(Prepared {
         rows,
         steps,
-        table: table.map(|v| (v * factor).round_ties_even() as i16),
+        block_shift,
+        table: rounded.map(|v| v as i16),
+        table_low: left,
         low_first,
         unit: view.blocks.map_or(1.0, |b| b.unit) / factor,
-        x: rounded,
+        x: high,
+        x_low: low,
         x_scales,
     })
 }
 
-/// The scale of each 64 activations.
-struct Magnitudes<'a> {
-    x: &'a [f32],
-    scales: &'a mut [f32],
-}
-
-impl Task for Magnitudes<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (x, scale) in self.x.chunks_exact(STEP16).zip(self.scales) {
-            *scale = f32::from_bits(s.max_magnitude_bits(x)) / PEAK16;
-        }
-    }
-}
-
-/// Activations over their scales, in integers.
+/// A row of activations, the scale of each 64, and what they are in those: integers, and what
+/// these leave over where that is asked for.
 struct Round<'a> {
     x: &'a [f32],
-    scales: &'a [f32],
-    out: &'a mut [i16],
+    scales: &'a mut [f32],
+    high: &'a mut [i16],
+    low: &'a mut [i16],
 }
 
-impl Task for Round<'_> {
+impl Task for &mut Round<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let steps = self.x.chunks_exact(STEP16).zip(self.scales);
-        for ((x, scale), out) in steps.zip(self.out.chunks_exact_mut(STEP16)) {
-            // A step of zeros, or of numbers too small to divide by, counts as zeros.
-            let factor = 1.0 / scale;
-            s.encode_step(x, if factor.is_finite() { factor } else { 0.0 }, out);
+        let steps = self.x.chunks_exact(STEP16).zip(self.scales.iter_mut());
+        for ((x, scale), high) in steps.zip(self.high.chunks_exact_mut(STEP16)) {
+            *scale = f32::from_bits(s.max_magnitude_bits(x)) / PEAK16;
+            s.encode_step(x, factor(*scale), high);
+        }
+        let steps = self.x.chunks_exact(STEP16).zip(self.scales.iter());
+        for ((x, scale), low) in steps.zip(self.low.chunks_exact_mut(STEP16)) {
+            let factor = factor(*scale);
+            let mut left = [0.0; STEP16];
+            for (left, x) in left.iter_mut().zip(x) {
+                let scaled = x * factor;
+                *left = scaled - s.round(scaled);
+            }
+            s.encode_step(&left, LOW_X, low);
         }
     }
+}
+
+/// What to multiply with: nothing is left of zeros, of numbers too small to divide by, and of
+/// those that are not finite.
+#[inline(always)]
+fn factor(scale: f32) -> f32 {
+    let factor = 1.0 / scale;
+    if factor.is_finite() && scale.is_finite() { factor } else { 0.0 }
 }
 
 impl Prepared<'_> {
-    /// Codes and scales of the steps of a row, to `f(step, codes, scales)`.
+    /// Scales of a row's steps, or of half steps where blocks are those, times `x`'s.
     #[inline(always)]
-    fn for_steps<S: Simd>(
-        &self,
-        s: S,
-        row: usize,
-        steps: std::ops::Range<usize>,
-        buffer: &mut Vec<f32>,
-        mut f: impl FnMut(usize, &[u8], S::Scales),
-    ) {
-        let codes = self.rows.row(row);
+    fn products(&self, row: usize, buffer: &mut Vec<f32>, out: &mut [f32]) {
         let scales = self.rows.scales(row, buffer);
-        let size = self.rows.block_size;
-        for step in steps {
-            let codes = &codes[step * STEP16 / 2..][..STEP16 / 2];
-            let first = scales[step * STEP16 / size];
-            let second = scales[(step * STEP16 + STEP16 / 2) / size];
-            f(step, codes, s.scales(first, second));
+        match self.block_shift {
+            None => {
+                let halves = out.chunks_exact_mut(2).zip(scales.chunks_exact(2));
+                for ((out, scale), x) in halves.zip(&self.x_scales) {
+                    out[0] = scale[0] * x;
+                    out[1] = scale[1] * x;
+                }
+            }
+            Some(0) => {
+                for ((out, scale), x) in out.iter_mut().zip(scales).zip(&self.x_scales) {
+                    *out = scale * x;
+                }
+            }
+            Some(shift) => {
+                let per = 1 << shift;
+                let blocks = out.chunks_mut(per).zip(self.x_scales.chunks(per));
+                for ((out, x), scale) in blocks.zip(scales) {
+                    for (out, x) in out.iter_mut().zip(x) {
+                        *out = scale * x;
+                    }
+                }
+            }
         }
     }
 }
@@ -144,7 +187,12 @@ impl Task for Gemv16<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.p.low_first { self.with::<S, true>(s) } else { self.with::<S, false>(s) }
+        match (self.p.low_first, self.p.x_low.is_empty()) {
+            (false, true) => self.with::<S, false>(s),
+            (true, true) => self.with::<S, true>(s),
+            (false, false) => self.split::<S, false>(s),
+            (true, false) => self.split::<S, true>(s),
+        }
     }
 }
 
@@ -153,15 +201,51 @@ impl Gemv16<'_> {
     fn with<S: Simd, const LOW_FIRST: bool>(self, s: S) {
         let Gemv16 { p, first, y } = self;
         let table = s.nibbles16(&p.table);
-        let mut buffer = Vec::new();
+        let (mut buffer, mut products) = (Vec::new(), vec![0.0f32; 2 * p.steps]);
         for (i, y) in y.iter_mut().enumerate() {
+            p.products(first + i, &mut buffer, &mut products);
+            let steps = p.rows.row(first + i).chunks_exact(BYTES).zip(p.x.chunks_exact(STEP16));
             let mut sum = s.splat(0.0);
-            p.for_steps(s, first + i, 0..p.steps, &mut buffer, |step, codes, scales| {
-                let w = s.decode_step::<LOW_FIRST>(&table, codes);
-                let scales = s.mul_scales(scales, p.x_scales[step]);
-                sum = s.dot_step(sum, w, &p.x[step * STEP16..], scales);
-            });
+            if p.block_shift.is_none() {
+                for ((codes, x), scale) in steps.zip(products.chunks_exact(2)) {
+                    let w = s.decode_step::<LOW_FIRST>(&table, codes);
+                    sum = s.dot_step(sum, w, x, s.scales(scale[0], scale[1]));
+                }
+            } else {
+                for ((codes, x), scale) in steps.zip(&products) {
+                    let w = s.decode_step::<LOW_FIRST>(&table, codes);
+                    sum = s.dot_step(sum, w, x, s.scale(*scale));
+                }
+            }
             *y = s.sum(sum) * p.unit;
+        }
+    }
+
+    /// The same with two integers for each weight and activation.
+    #[inline(always)]
+    fn split<S: Simd, const LOW_FIRST: bool>(self, s: S) {
+        let Gemv16 { p, first, y } = self;
+        let (high, low) = (s.nibbles16(&p.table), s.nibbles16(&p.table_low));
+        let (mut buffer, mut products) = (Vec::new(), vec![0.0f32; 2 * p.steps]);
+        for (i, y) in y.iter_mut().enumerate() {
+            p.products(first + i, &mut buffer, &mut products);
+            let codes = p.rows.row(first + i).chunks_exact(BYTES);
+            let x = p.x.chunks_exact(STEP16).zip(p.x_low.chunks_exact(STEP16));
+            let mut sums = [s.splat(0.0); 3];
+            let per_step = if p.block_shift.is_none() { 2 } else { 1 };
+            let scales = products.chunks_exact(per_step);
+            for ((codes, (x, x_low)), scale) in codes.zip(x).zip(scales) {
+                let scale =
+                    if per_step == 2 { s.scales(scale[0], scale[1]) } else { s.scale(scale[0]) };
+                let w = s.decode_step::<LOW_FIRST>(&high, codes);
+                sums[0] = s.dot_step(sums[0], w, x, scale);
+                sums[1] = s.dot_step(sums[1], w, x_low, scale);
+                let w = s.decode_step::<LOW_FIRST>(&low, codes);
+                sums[2] = s.dot_step(sums[2], w, x, scale);
+            }
+            let [main, of_x, of_w] = sums;
+            let sum = s.fma(of_x, s.splat(1.0 / LOW_X), main);
+            *y = s.sum(s.fma(of_w, s.splat(1.0 / LOW_W), sum)) * p.unit;
         }
     }
 }
@@ -178,62 +262,79 @@ impl Task for Gemm16<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.p.low_first { self.with::<S, true>(s) } else { self.with::<S, false>(s) }
+        match (self.p.low_first, self.p.block_shift.is_none()) {
+            (false, false) => self.with::<S, false, false>(s),
+            (false, true) => self.with::<S, false, true>(s),
+            (true, false) => self.with::<S, true, false>(s),
+            (true, true) => self.with::<S, true, true>(s),
+        }
     }
 }
 
 impl Gemm16<'_> {
+    /// `HALVES`: blocks are half a step.
     #[inline(always)]
-    fn with<S: Simd, const LOW_FIRST: bool>(self, s: S) {
+    fn with<S: Simd, const LOW_FIRST: bool, const HALVES: bool>(self, s: S) {
         let Gemm16 { p, m, first, y } = self;
         let rows = y.len() / m;
+        let batch_size = m.min(BATCH);
         let table = s.nibbles16(&p.table);
+        let padded = p.steps.next_multiple_of(STEPS);
         let mut buffer = Vec::new();
         let mut tile = vec![0i16; rows * COLS];
-        let mut scales = vec![s.scales(0.0, 0.0); rows * STEPS];
-        let mut sums = vec![s.splat(0.0); rows * BATCH];
-        for batch in (0..m).step_by(BATCH) {
-            let end = (batch + BATCH).min(m);
+        let mut scales = vec![[[0.0f32; STEPS]; 2]; rows];
+        let mut sums = vec![s.splat(0.0); rows * batch_size];
+        for batch in (0..m).step_by(batch_size) {
+            let end = (batch + batch_size).min(m);
             sums.fill(s.splat(0.0));
             for from in (0..p.steps).step_by(STEPS) {
                 let steps = STEPS.min(p.steps - from);
-                for row in 0..rows {
-                    let (tile, scales) = (&mut tile[row * COLS..], &mut scales[row * STEPS..]);
-                    let range = from..from + steps;
-                    p.for_steps(s, first + row, range, &mut buffer, |step, codes, scale| {
-                        let w = s.decode_step::<LOW_FIRST>(&table, codes);
-                        s.store_step(w, &mut tile[(step - from) * STEP16..]);
-                        scales[step - from] = scale;
-                    });
+                for (row, (tile, scales)) in
+                    tile.chunks_exact_mut(COLS).zip(&mut scales).enumerate()
+                {
+                    let codes = &p.rows.row(first + row)[from * BYTES..];
+                    for (codes, w) in codes.chunks_exact(BYTES).zip(tile.chunks_exact_mut(STEP16)) {
+                        s.store_step(s.decode_step::<LOW_FIRST>(&table, codes), w);
+                    }
+                    let all = p.rows.scales(first + row, &mut buffer);
+                    for step in 0..steps {
+                        match p.block_shift {
+                            Some(shift) => scales[0][step] = all[(from + step) >> shift],
+                            None => {
+                                scales[0][step] = all[2 * (from + step)];
+                                scales[1][step] = all[2 * (from + step) + 1];
+                            }
+                        }
+                    }
                 }
                 let tile = Tile { w: &tile, scales: &scales, steps };
                 let x = |i: usize| Row {
                     x: &p.x[(i * p.steps + from) * STEP16..][..steps * STEP16],
-                    scales: &p.x_scales[i * p.steps + from..][..steps],
+                    scales: &p.x_scales[i * padded + from..][..STEPS],
                 };
                 let mut i = batch;
                 while i + MR <= end {
-                    let x: [Row<'_>; MR] = std::array::from_fn(|j| x(i + j));
-                    tile.multiply(s, x, &mut sums, i - batch);
+                    let x: [Row<'_>; MR] = [x(i), x(i + 1), x(i + 2), x(i + 3)];
+                    tile.multiply::<S, MR, HALVES>(s, x, &mut sums, batch_size, i - batch);
                     i += MR;
                 }
                 for i in i..end {
-                    tile.multiply(s, [x(i)], &mut sums, i - batch);
+                    tile.multiply::<S, 1, HALVES>(s, [x(i)], &mut sums, batch_size, i - batch);
                 }
             }
-            for (row, y) in y.chunks_exact_mut(m).enumerate() {
-                for (i, y) in y[batch..end].iter_mut().enumerate() {
-                    *y = s.sum(sums[row * BATCH + i]) * p.unit;
+            for (sums, y) in sums.chunks_exact(batch_size).zip(y.chunks_exact_mut(m)) {
+                for (sum, y) in sums.iter().zip(&mut y[batch..end]) {
+                    *y = s.sum(*sum) * p.unit;
                 }
             }
         }
     }
 }
 
-/// Decoded weights `[rows, COLS]` and their scales `[rows, STEPS]`.
-struct Tile<'a, S: Simd> {
+/// Decoded weights `[rows, COLS]` and the scales of the halves of their steps.
+struct Tile<'a> {
     w: &'a [i16],
-    scales: &'a [S::Scales],
+    scales: &'a [[[f32; STEPS]; 2]],
     steps: usize,
 }
 
@@ -244,21 +345,44 @@ struct Row<'a> {
     scales: &'a [f32],
 }
 
-impl<S: Simd> Tile<'_, S> {
+impl Tile<'_> {
     /// Adds the products of all rows of the tile with `R` rows of x to their sums.
     #[inline(always)]
-    fn multiply<const R: usize>(&self, s: S, x: [Row<'_>; R], sums: &mut [S::F], at: usize) {
-        let rows = self.w.chunks_exact(COLS).zip(self.scales.chunks_exact(STEPS));
-        for ((w, scales), sums) in rows.zip(sums.chunks_exact_mut(BATCH)) {
-            let mut acc: [S::F; R] = std::array::from_fn(|i| sums[at + i]);
-            for step in 0..self.steps {
-                let w = s.load_step(&w[step * STEP16..]);
-                for i in 0..R {
-                    let scales = s.mul_scales(scales[step], x[i].scales[step]);
-                    acc[i] = s.dot_step(acc[i], w, &x[i].x[step * STEP16..], scales);
+    fn multiply<S: Simd, const R: usize, const HALVES: bool>(
+        &self,
+        s: S,
+        x: [Row<'_>; R],
+        sums: &mut [S::F],
+        batch_size: usize,
+        at: usize,
+    ) {
+        let rows = self.w.chunks_exact(COLS).zip(self.scales);
+        for ((w, scales), sums) in rows.zip(sums.chunks_exact_mut(batch_size)) {
+            // Multiplied eight at a time; a broadcast from memory costs nothing.
+            let (mut first, mut second) = ([[0.0f32; STEPS]; R], [[0.0f32; STEPS]; R]);
+            for i in 0..R {
+                for step in 0..STEPS {
+                    first[i][step] = scales[0][step] * x[i].scales[step];
+                    if HALVES {
+                        second[i][step] = scales[1][step] * x[i].scales[step];
+                    }
                 }
             }
-            sums[at..at + R].copy_from_slice(&acc);
+            let sums = &mut sums[at..at + R];
+            let mut acc = [s.splat(0.0); R];
+            acc.copy_from_slice(sums);
+            for step in 0..self.steps.min(STEPS) {
+                let w = s.load_step(&w[step * STEP16..]);
+                for i in 0..R {
+                    let scale = if HALVES {
+                        s.scales(first[i][step], second[i][step])
+                    } else {
+                        s.scale(first[i][step])
+                    };
+                    acc[i] = s.dot_step(acc[i], w, &x[i].x[step * STEP16..], scale);
+                }
+            }
+            sums.copy_from_slice(&acc);
         }
     }
 }

@@ -56,9 +56,43 @@ impl Task for Gemv<'_> {
 impl Gemv<'_> {
     #[inline(always)]
     fn with<S: Simd, D: Decode<S>>(self, s: S, d: D, rows: Aligned<'_>) {
+        // Where a block is a few steps, the loop over them is unrolled: the usual block of 64.
+        match rows.block_size / (4 * S::LANES) {
+            1 => self.unrolled::<S, D, 1>(s, d, rows),
+            2 => self.unrolled::<S, D, 2>(s, d, rows),
+            4 => self.unrolled::<S, D, 4>(s, d, rows),
+            _ => self.looped(s, d, rows),
+        }
+    }
+
+    /// Blocks of `STEPS` steps.
+    #[inline(always)]
+    fn unrolled<S: Simd, D: Decode<S>, const STEPS: usize>(self, s: S, d: D, rows: Aligned<'_>) {
         let Gemv { view, x, first, y } = self;
-        let step = 4 * S::LANES;
         let unit = view.blocks.map_or(1.0, |b| b.unit);
+        let (step, bytes) = (4 * S::LANES, 4 * S::LANES * D::BITS / 8);
+        let mut buffer = Vec::new();
+        for (i, y) in y.iter_mut().enumerate() {
+            let codes = rows.row(first + i).chunks_exact(STEPS * bytes);
+            let scales = rows.scales(first + i, &mut buffer);
+            let mut total = s.splat(0.0);
+            for ((codes, x), scale) in codes.zip(x.chunks_exact(STEPS * step)).zip(scales) {
+                let mut sum = dot(s, d.four(s, codes), x);
+                for j in 1..STEPS {
+                    sum = s.add(sum, dot(s, d.four(s, &codes[j * bytes..]), &x[j * step..]));
+                }
+                total = s.fma(sum, s.splat(*scale), total);
+            }
+            *y = s.sum(total) * unit;
+        }
+    }
+
+    /// Blocks of any number of steps.
+    #[inline(always)]
+    fn looped<S: Simd, D: Decode<S>>(self, s: S, d: D, rows: Aligned<'_>) {
+        let Gemv { view, x, first, y } = self;
+        let unit = view.blocks.map_or(1.0, |b| b.unit);
+        let (step, bytes) = (4 * S::LANES, 4 * S::LANES * D::BITS / 8);
         let zero = s.splat(0.0);
         let mut buffer = Vec::new();
         for (i, y) in y.iter_mut().enumerate() {
@@ -67,8 +101,7 @@ impl Gemv<'_> {
             let mut total = zero;
             for ((codes, x), scale) in codes.zip(x.chunks_exact(rows.block_size)).zip(scales) {
                 let mut sums = [zero; 4];
-                let codes = codes.chunks_exact(step * D::BITS / 8);
-                for (codes, x) in codes.zip(x.chunks_exact(step)) {
+                for (codes, x) in codes.chunks_exact(bytes).zip(x.chunks_exact(step)) {
                     let w = d.four(s, codes);
                     for v in 0..4 {
                         sums[v] = s.fma(w[v], s.load(&x[v * S::LANES..]), sums[v]);
@@ -81,4 +114,13 @@ impl Gemv<'_> {
             *y = s.sum(total) * unit;
         }
     }
+}
+
+/// Four vectors times `x`, in one.
+#[inline(always)]
+fn dot<S: Simd>(s: S, w: [S::F; 4], x: &[f32]) -> S::F {
+    let even = s.fma(w[1], s.load(&x[S::LANES..]), s.mul(w[0], s.load(x)));
+    let x = &x[2 * S::LANES..];
+    let odd = s.fma(w[3], s.load(&x[S::LANES..]), s.mul(w[2], s.load(x)));
+    s.add(even, odd)
 }

@@ -8,11 +8,12 @@ use super::dispatch::Isa;
 use super::gemm::Gemm;
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
+use super::simd::{Simd, Task};
 use super::view::View;
 use crate::DType;
 
-/// Multiply-adds below which one thread is faster than several.
-pub(crate) const PARALLEL_FROM: usize = 1 << 19;
+/// Multiply-adds below which one thread is faster than several: waking one takes as long.
+const PARALLEL_FROM: usize = 1 << 20;
 
 /// Rows of `w` that a thread takes at once.
 pub(crate) const ROWS: usize = 32;
@@ -34,13 +35,28 @@ pub(crate) fn linear(
         return;
     }
     let m = y.len() / n;
-    let pool = Pool { serial: m * n * k < PARALLEL_FROM };
+    let pool = Pool::for_work(m * n * k);
+    pool.enter(|| multiply(isa, view, x, bias, y, precision, &pool));
+}
+
+fn multiply(
+    isa: Isa,
+    view: &View<'_>,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    precision: DType,
+    pool: &Pool,
+) {
+    let (n, k) = (view.n, view.k);
+    let m = y.len() / n;
     let sixteen = match precision {
+        DType::F32 if m == 1 && isa.run(SplitsF32) => gemm16::prepare(isa, view, x, m, true, pool),
         DType::F32 => None,
-        DType::F16 | DType::BF16 => gemm16::prepare(isa, view, x, m, &pool),
+        DType::F16 | DType::BF16 => gemm16::prepare(isa, view, x, m, false, pool),
     };
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
-    let multiply = |yt: &mut [f32]| match &sixteen {
+    let products = |yt: &mut [f32]| match &sixteen {
         Some(p) if m == 1 => pool.rows(yt, m, |first, y| isa.run(Gemv16 { p, first, y })),
         Some(p) => pool.rows(yt, m, |first, y| isa.run(Gemm16 { p, m, first, y })),
         None if m == 1 && Gemv::fits(isa, view) => {
@@ -52,11 +68,11 @@ pub(crate) fn linear(
         }
     };
     if m == 1 {
-        multiply(y);
+        products(y);
     } else {
         let mut yt = vec![0.0; n * m];
-        multiply(&mut yt);
-        pool.each(y, n, |i, row| {
+        products(&mut yt);
+        pool.each(y, n, n * m, |i, row| {
             for (j, y) in row.iter_mut().enumerate() {
                 *y = yt[j * m + i];
             }
@@ -71,20 +87,41 @@ pub(crate) fn linear(
     }
 }
 
+struct SplitsF32;
+
+impl Task for SplitsF32 {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        S::SPLITS_F32
+    }
+}
+
 /// This thread alone, or all of them.
 pub(crate) struct Pool {
-    pub serial: bool,
+    serial: bool,
 }
 
 impl Pool {
-    /// `f(index, chunk)` for all chunks of that length.
+    /// For so many multiply-adds.
+    pub fn for_work(multiply_adds: usize) -> Self {
+        Pool { serial: multiply_adds < PARALLEL_FROM }
+    }
+
+    /// Runs all steps of an operation: one way into the thread pool instead of one for each.
+    pub fn enter(&self, steps: impl FnOnce() + Send) {
+        if self.serial { steps() } else { rayon::scope(|_| steps()) }
+    }
+
+    /// `f(index, chunk)` for all chunks of that length, which read or write `work` numbers.
     pub fn each<T: Send>(
         &self,
         out: &mut [T],
         len: usize,
+        work: usize,
         f: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
-        if self.serial {
+        if self.serial || work < PARALLEL_FROM / 16 {
             out.chunks_mut(len).enumerate().for_each(|(i, part)| f(i, part));
         } else {
             out.par_chunks_mut(len).enumerate().for_each(|(i, part)| f(i, part));
@@ -93,7 +130,7 @@ impl Pool {
 
     /// `f(first row, y)` for blocks of rows of `yt: [N, M]`.
     fn rows(&self, yt: &mut [f32], m: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
-        self.each(yt, ROWS * m, |i, y| f(i * ROWS, y));
+        self.each(yt, ROWS * m, PARALLEL_FROM, |i, y| f(i * ROWS, y));
     }
 }
 

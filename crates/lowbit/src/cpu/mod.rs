@@ -7,6 +7,7 @@ mod gemm;
 mod gemm16;
 mod gemv;
 mod linear;
+pub mod measure;
 mod quantize;
 pub mod reference;
 mod simd;

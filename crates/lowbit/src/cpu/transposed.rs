@@ -19,16 +19,18 @@ pub(crate) fn linear_transposed(isa: Isa, view: &View<'_>, dy: &[f32], dx: &mut 
         return;
     }
     let m = dx.len() / k;
-    let pool = Pool { serial: m * n * k < super::linear::PARALLEL_FROM };
-    // [K / COLS, M, COLS]: each thread owns its columns.
-    let mut parts = vec![0.0f32; k.div_ceil(COLS) * m * COLS];
-    pool.each(&mut parts, m * COLS, |i, dx| {
-        isa.run(Columns { view, dy, col: i * COLS, dx });
-    });
-    pool.each(dx, k, |i, row| {
-        for (part, out) in row.chunks_mut(COLS).enumerate() {
-            out.copy_from_slice(&parts[(part * m + i) * COLS..][..out.len()]);
-        }
+    let pool = Pool::for_work(m * n * k);
+    pool.enter(|| {
+        // [K / COLS, M, COLS]: each thread owns its columns.
+        let mut parts = vec![0.0f32; k.div_ceil(COLS) * m * COLS];
+        pool.each(&mut parts, m * COLS, m * n * k, |i, dx| {
+            isa.run(Columns { view, dy, col: i * COLS, dx });
+        });
+        pool.each(dx, k, m * k, |i, row| {
+            for (part, out) in row.chunks_mut(COLS).enumerate() {
+                out.copy_from_slice(&parts[(part * m + i) * COLS..][..out.len()]);
+            }
+        });
     });
 }
 

@@ -124,24 +124,64 @@ impl<'a> View<'a> {
     /// Weights `col..col + out.len()` of row `row`, scaled.
     #[inline(always)]
     pub fn decode<S: Simd>(&self, s: S, row: usize, col: usize, out: &mut [f32]) {
-        let (bytes, first) = self.run(row);
-        let at = first + col;
         match self.codes {
             Codes::Nibbles { table, low_first: false } => {
-                decode_run(s, Nibbles::<S, false>::new(s, &table), bytes, at, out);
+                self.decode_with(s, Nibbles::<S, false>::new(s, &table), row, col, out);
             }
             Codes::Nibbles { table, low_first: true } => {
-                decode_run(s, Nibbles::<S, true>::new(s, &table), bytes, at, out);
+                self.decode_with(s, Nibbles::<S, true>::new(s, &table), row, col, out);
             }
-            Codes::Bytes(table) => decode_run(s, Bytes(table), bytes, at, out),
-            Codes::Ints => decode_run(s, Ints, bytes, at, out),
-            Codes::Dense(DType::F32) => decode_run(s, F32, bytes, at, out),
-            Codes::Dense(DType::F16) => decode_run(s, F16, bytes, at, out),
-            Codes::Dense(DType::BF16) => decode_run(s, BF16, bytes, at, out),
-            Codes::Other(q) => decode_other(q, bytes, at, out),
+            Codes::Bytes(table) => self.decode_with(s, Bytes(table), row, col, out),
+            Codes::Ints => self.decode_with(s, Ints, row, col, out),
+            Codes::Dense(DType::F32) => self.decode_with(s, F32, row, col, out),
+            Codes::Dense(DType::F16) => self.decode_with(s, F16, row, col, out),
+            Codes::Dense(DType::BF16) => self.decode_with(s, BF16, row, col, out),
+            Codes::Other(q) => {
+                let (bytes, first) = self.run(row);
+                decode_other(q, bytes, first + col, out);
+                if let Some(blocks) = &self.blocks {
+                    blocks.scale(s, row, col, out);
+                }
+            }
         }
-        if let Some(blocks) = &self.blocks {
-            blocks.scale(s, row, col, out);
+    }
+
+    #[inline(always)]
+    fn decode_with<S: Simd, D: Decode<S>>(
+        &self,
+        s: S,
+        d: D,
+        row: usize,
+        col: usize,
+        out: &mut [f32],
+    ) {
+        let (bytes, first) = self.run(row);
+        let at = first + col;
+        let Some(blocks) = &self.blocks else {
+            return decode_run(s, d, bytes, at, out);
+        };
+        let step = 4 * S::LANES;
+        let size = blocks.geometry.block_size;
+        let (block, within) = blocks.place(row, col);
+        let whole = blocks.means.is_none()
+            && within == 0
+            && size.is_multiple_of(step)
+            && out.len().is_multiple_of(step)
+            && (at * D::BITS).is_multiple_of(8);
+        if !whole {
+            decode_run(s, d, bytes, at, out);
+            return blocks.scale(s, row, col, out);
+        }
+        let bytes = bytes[at * D::BITS / 8..].chunks(size * D::BITS / 8);
+        for ((bytes, out), block) in bytes.zip(out.chunks_mut(size)).zip(block..) {
+            let (scale, unit) = (s.splat(blocks.scales.get(block)), s.splat(blocks.unit));
+            let bytes = bytes.chunks_exact(step * D::BITS / 8);
+            for (bytes, out) in bytes.zip(out.chunks_exact_mut(step)) {
+                let w = d.four(s, bytes);
+                for v in 0..4 {
+                    s.store(s.mul(s.mul(w[v], scale), unit), &mut out[v * S::LANES..]);
+                }
+            }
         }
     }
 }
@@ -182,18 +222,24 @@ impl<'a> Aligned<'a> {
 }
 
 impl Blocks<'_> {
+    /// The block of a weight, and the weight's place in it.
+    #[inline(always)]
+    fn place(&self, row: usize, col: usize) -> (usize, usize) {
+        let g = &self.geometry;
+        match g.row_bytes {
+            None => (g.block(row, col), (row * g.k + col) % g.block_size),
+            Some(_) => (g.block(row, col), col % g.block_size),
+        }
+    }
+
     /// `(value * scale) * unit + mean` in place.
     #[inline(always)]
     fn scale<S: Simd>(&self, s: S, row: usize, col: usize, out: &mut [f32]) {
-        let g = &self.geometry;
+        let size = self.geometry.block_size;
         let (mut at, end) = (0, out.len());
         while at < end {
-            let block = g.block(row, col + at);
-            let within = match g.row_bytes {
-                None => (row * g.k + col + at) % g.block_size,
-                Some(_) => (col + at) % g.block_size,
-            };
-            let len = (g.block_size - within).min(end - at);
+            let (block, within) = self.place(row, col + at);
+            let len = (size - within).min(end - at);
             let scale = self.scales.get(block);
             let mean = self.means.map_or(0.0, |m| m[block]);
             let part = &mut out[at..at + len];

@@ -57,6 +57,7 @@ pub(crate) struct Ranks {
 impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = LANES;
+    const SPLITS_F32: bool = true;
 
     // SAFETY of this whole block: a value of `Avx2` proves the features that the intrinsics need,
     // and every access through a pointer is preceded by a slice of the length it touches.
@@ -120,19 +121,19 @@ impl Simd for Avx2 {
         // SAFETY: see the top of this block.
         unsafe {
             // The unpacking below deals groups of four codes to the low and the high half in
-            // turn; the bytes are dealt out the same way first.
-            let deal = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-            let bytes = _mm_shuffle_epi8(_mm_loadu_si128(codes.as_ptr().cast()), deal);
-            let wide = _mm256_cvtepu8_epi16(bytes);
-            let low = _mm256_set1_epi16(0x000f);
-            let high = _mm256_set1_epi16(0x0f00);
-            let index = if LOW_FIRST {
-                let second = _mm256_and_si256(_mm256_slli_epi16::<4>(wide), high);
-                _mm256_or_si256(_mm256_and_si256(wide, low), second)
-            } else {
-                let second = _mm256_and_si256(_mm256_slli_epi16::<8>(wide), high);
-                _mm256_or_si256(_mm256_srli_epi16::<4>(wide), second)
-            };
+            // turn, so the bytes are dealt out that way, each twice, a word for its two codes.
+            let deal = _mm256_setr_epi8(
+                0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7, 10, 10,
+                11, 11, 14, 14, 15, 15,
+            );
+            let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.as_ptr().cast()));
+            let words = _mm256_shuffle_epi8(bytes, deal);
+            let shifted = _mm256_srli_epi16::<4>(words);
+            let (first, second) = if LOW_FIRST { (words, shifted) } else { (shifted, words) };
+            let index = _mm256_or_si256(
+                _mm256_and_si256(first, _mm256_set1_epi16(0x000f)),
+                _mm256_and_si256(second, _mm256_set1_epi16(0x0f00)),
+            );
             let [b0, b1, b2, b3] = table.map(|plane| _mm256_shuffle_epi8(plane, index));
             let (low_a, low_b) = (_mm256_unpacklo_epi8(b0, b1), _mm256_unpackhi_epi8(b0, b1));
             let (high_a, high_b) = (_mm256_unpacklo_epi8(b2, b3), _mm256_unpackhi_epi8(b2, b3));
@@ -147,11 +148,15 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m256; 4] {
         let codes = &codes[..4 * LANES];
-        std::array::from_fn(|v| {
-            let at = |i: usize| table[usize::from(codes[v * LANES + i])];
-            // SAFETY: see the top of this block.
-            unsafe { _mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)) }
-        })
+        let mut lanes = [0.0; 4 * LANES];
+        for (lane, code) in lanes.iter_mut().zip(codes) {
+            *lane = table[usize::from(*code)];
+        }
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
+            *out = self.load(&lanes[v * LANES..]);
+        }
+        out
     }
     #[inline(always)]
     fn decode_ints(self, codes: &[u8]) -> [__m256; 4] {
@@ -264,14 +269,16 @@ impl Simd for Avx2 {
         // SAFETY: see the top of this block.
         unsafe {
             let factor = _mm256_set1_ps(factor);
-            let ints = |at: usize| {
-                let x = &x[at..at + LANES];
-                _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor))
-            };
             for half in 0..2 {
                 // 16 weights of either half, their even ones in the low words of pairs.
-                let low = _mm256_packs_epi32(ints(16 * half), ints(16 * half + 8));
-                let high = _mm256_packs_epi32(ints(32 + 16 * half), ints(32 + 16 * half + 8));
+                let low = _mm256_packs_epi32(
+                    ints(&x[16 * half..], factor),
+                    ints(&x[16 * half + 8..], factor),
+                );
+                let high = _mm256_packs_epi32(
+                    ints(&x[32 + 16 * half..], factor),
+                    ints(&x[40 + 16 * half..], factor),
+                );
                 let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(low);
                 let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(high);
                 let split = _mm256_setr_epi8(
@@ -296,8 +303,8 @@ impl Simd for Avx2 {
         unsafe { _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first)) }
     }
     #[inline(always)]
-    fn mul_scales(self, scales: __m256, factor: f32) -> __m256 {
-        self.mul(scales, self.splat(factor))
+    fn scale(self, both: f32) -> __m256 {
+        self.splat(both)
     }
     #[inline(always)]
     fn dot_step(self, acc: __m256, w: [__m256i; 4], x: &[i16], scales: __m256) -> __m256 {
@@ -349,13 +356,13 @@ impl Simd for Avx2 {
         // SAFETY: see the top of this block.
         unsafe {
             let factor = _mm256_set1_ps(factor);
-            let rank = |at: usize| {
-                let x = &x[at..at + LANES];
-                let x = _mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor);
-                rank_of(ranks, x)
-            };
-            let low = _mm256_packs_epi32(rank(0), rank(LANES));
-            let high = _mm256_packs_epi32(rank(2 * LANES), rank(3 * LANES));
+            let mut rank = [_mm256_setzero_si256(); 4];
+            for (v, rank) in rank.iter_mut().enumerate() {
+                let x = &x[v * LANES..(v + 1) * LANES];
+                *rank = rank_of(ranks, _mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor));
+            }
+            let low = _mm256_packs_epi32(rank[0], rank[1]);
+            let high = _mm256_packs_epi32(rank[2], rank[3]);
             let mixed = _mm256_packus_epi16(low, high);
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let ordered = _mm256_permutevar8x32_epi32(mixed, order);
@@ -372,19 +379,16 @@ impl Simd for Avx2 {
         let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
         // SAFETY: see the top of this block.
         unsafe {
-            let (factor, top) = (_mm256_set1_ps(factor), _mm256_set1_ps(peak));
-            let bottom = _mm256_set1_ps(-peak);
-            let ints = |at: usize| {
-                let x = &x[at..at + LANES];
-                let x = _mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor);
-                _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(x, top), bottom))
-            };
-            let low = _mm256_packs_epi32(ints(0), ints(LANES));
-            let high = _mm256_packs_epi32(ints(2 * LANES), ints(3 * LANES));
+            let (factor, bottom) = (_mm256_set1_ps(factor), _mm256_set1_epi8(-(peak as i8)));
+            let low = _mm256_packs_epi32(ints(x, factor), ints(&x[LANES..], factor));
+            let high =
+                _mm256_packs_epi32(ints(&x[2 * LANES..], factor), ints(&x[3 * LANES..], factor));
             let mixed = _mm256_packs_epi16(low, high);
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let ordered = _mm256_permutevar8x32_epi32(mixed, order);
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
+            let top = _mm256_set1_epi8(peak as i8);
+            let kept = _mm256_max_epi8(_mm256_min_epi8(ordered, top), bottom);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), kept);
         }
     }
     #[inline(always)]
@@ -430,16 +434,29 @@ fn rank_of(ranks: &Ranks, x: __m256) -> __m256i {
     unsafe {
         let negative = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_setzero_ps()));
         let x = _mm256_and_ps(x, ranks.magnitude);
-        let above = |up: __m256| _mm256_cmp_ps::<_CMP_GE_OQ>(x, up);
-        let append = |count: __m256i, mask: __m256| {
-            _mm256_add_epi32(_mm256_add_epi32(count, count), _mm256_castps_si256(mask))
-        };
-        let m1 = above(ranks.first);
-        let m2 = above(_mm256_blendv_ps(ranks.second[0], ranks.second[1], m1));
-        let two = append(_mm256_castps_si256(m1), m2);
-        let three = append(two, above(_mm256_permutevar8x32_ps(ranks.third, two)));
-        let four = append(three, above(_mm256_permutevar8x32_ps(ranks.fourth, three)));
+        let m1 = _mm256_cmp_ps::<_CMP_GE_OQ>(x, ranks.first);
+        let up = _mm256_blendv_ps(ranks.second[0], ranks.second[1], m1);
+        let two = append(_mm256_castps_si256(m1), _mm256_cmp_ps::<_CMP_GE_OQ>(x, up));
+        let up = _mm256_permutevar8x32_ps(ranks.third, two);
+        let three = append(two, _mm256_cmp_ps::<_CMP_GE_OQ>(x, up));
+        let up = _mm256_permutevar8x32_ps(ranks.fourth, three);
+        let four = append(three, _mm256_cmp_ps::<_CMP_GE_OQ>(x, up));
         let sign = _mm256_and_si256(negative, ranks.negative);
         _mm256_sub_epi32(sign, four)
     }
+}
+
+/// `2 * count + mask`.
+#[inline(always)]
+fn append(count: __m256i, mask: __m256) -> __m256i {
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature.
+    unsafe { _mm256_add_epi32(_mm256_add_epi32(count, count), _mm256_castps_si256(mask)) }
+}
+
+/// Eight numbers times a factor, rounded to integers.
+#[inline(always)]
+fn ints(x: &[f32], factor: __m256) -> __m256i {
+    let x = &x[..LANES];
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature; 8 numbers are read.
+    unsafe { _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.as_ptr()), factor)) }
 }

@@ -53,6 +53,7 @@ pub(crate) struct Ranks {
 impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = LANES;
+    const SPLITS_F32: bool = false;
 
     // SAFETY of this whole block: a value of `Avx512` proves the features that the intrinsics
     // need, and every access through a pointer is preceded by a slice of the length it touches.
@@ -112,12 +113,13 @@ impl Simd for Avx512 {
             } else {
                 _mm512_set1_epi64(0x0000_0000_0000_0004)
             };
-            std::array::from_fn(|v| {
-                let eight: [u8; 8] = std::array::from_fn(|i| codes[8 * v + i]);
-                let all = _mm512_set1_epi64(i64::from_le_bytes(eight));
+            let mut out = [_mm512_setzero_ps(); 4];
+            for (out, eight) in out.iter_mut().zip(codes.chunks_exact(8)) {
+                let all = _mm512_broadcastq_epi64(_mm_loadl_epi64(eight.as_ptr().cast()));
                 let bytes = _mm512_shuffle_epi8(all, spread);
-                _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shift), *table)
-            })
+                *out = _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shift), *table);
+            }
+            out
         }
     }
     #[inline(always)]
@@ -234,14 +236,11 @@ impl Simd for Avx512 {
         // SAFETY: see the top of this block.
         unsafe {
             let factor = _mm512_set1_ps(factor);
-            let ints = |at: usize| {
-                let x = &x[at..at + LANES];
-                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor))
-            };
             let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
             let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
             for half in 0..2 {
-                let (a, b) = (ints(32 * half), ints(32 * half + 16));
+                let a = ints(&x[32 * half..], factor);
+                let b = ints(&x[32 * half + 16..], factor);
                 for (order, at) in [(even, 16 * half), (odd, 32 + 16 * half)] {
                     let v = _mm512_cvtepi32_epi16(_mm512_permutex2var_epi32(a, order, b));
                     _mm256_storeu_si256(out[at..at + 16].as_mut_ptr().cast(), v);
@@ -255,8 +254,8 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second)) }
     }
     #[inline(always)]
-    fn mul_scales(self, scales: __m512, factor: f32) -> __m512 {
-        self.mul(scales, self.splat(factor))
+    fn scale(self, both: f32) -> __m512 {
+        self.splat(both)
     }
     #[inline(always)]
     fn dot_step(self, acc: __m512, w: [__m512i; 2], x: &[i16], scales: __m512) -> __m512 {
@@ -299,26 +298,11 @@ impl Simd for Avx512 {
         // SAFETY: see the top of this block.
         unsafe {
             let factor = _mm512_set1_ps(factor);
-            // The codes of 16 numbers in 16 bytes.
-            let encode = |at: usize| {
-                let x = &x[at..at + LANES];
-                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor);
-                let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
-                let bits = _mm512_and_si512(_mm512_castps_si512(x), ranks.magnitude);
-                let x = _mm512_castsi512_ps(bits);
-                let mut rank = _mm512_setzero_si512();
-                for (ups, step) in ranks.ups.into_iter().zip([8, 4, 2, 1]) {
-                    let up = _mm512_permutexvar_ps(rank, ups);
-                    let above = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, up);
-                    rank = _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(step));
-                }
-                let rank = _mm512_mask_add_epi32(rank, negative, rank, ranks.negative);
-                _mm512_cvtepi32_epi8(rank)
-            };
             let codes = _mm512_castsi512_si256(ranks.codes);
             let weights = _mm256_set1_epi16(if LOW_FIRST { 0x1001 } else { 0x0110 });
             for half in 0..2 {
-                let (a, b) = (encode(32 * half), encode(32 * half + 16));
+                let a = rank_of(ranks, &x[32 * half..], factor);
+                let b = rank_of(ranks, &x[32 * half + 16..], factor);
                 let codes = _mm256_shuffle_epi8(codes, _mm256_set_m128i(b, a));
                 let pairs = _mm256_cvtepi16_epi8(_mm256_maddubs_epi16(codes, weights));
                 _mm_storeu_si128(out[16 * half..16 * half + 16].as_mut_ptr().cast(), pairs);
@@ -353,5 +337,34 @@ impl Simd for Avx512 {
             }
             rest.max(_mm512_reduce_max_epi32(max) as u32)
         }
+    }
+}
+
+/// Sixteen numbers times a factor, rounded to integers.
+#[inline(always)]
+fn ints(x: &[f32], factor: __m512) -> __m512i {
+    let x = &x[..LANES];
+    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read.
+    unsafe { _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor)) }
+}
+
+/// Ranks of sixteen numbers times a factor, a byte each, by halving; plus 8 where a signed format
+/// sees a negative number.
+#[inline(always)]
+fn rank_of(ranks: &Ranks, x: &[f32], factor: __m512) -> __m128i {
+    let x = &x[..LANES];
+    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read.
+    unsafe {
+        let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor);
+        let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
+        let bits = _mm512_and_si512(_mm512_castps_si512(x), ranks.magnitude);
+        let x = _mm512_castsi512_ps(bits);
+        let mut rank = _mm512_setzero_si512();
+        for (ups, step) in ranks.ups.into_iter().zip([8, 4, 2, 1]) {
+            let up = _mm512_permutexvar_ps(rank, ups);
+            let above = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, up);
+            rank = _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(step));
+        }
+        _mm512_cvtepi32_epi8(_mm512_mask_add_epi32(rank, negative, rank, ranks.negative))
     }
 }

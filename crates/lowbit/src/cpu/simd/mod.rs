@@ -37,6 +37,8 @@ pub(crate) trait Task {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type F: Copy;
+    /// Whether three products of 16-bit integers are faster than one of decoded f32 weights.
+    const SPLITS_F32: bool;
     /// Its length. Decoders yield `4 * LANES` weights at once.
     const LANES: usize;
 
@@ -44,6 +46,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn splat(self, x: f32) -> Self::F;
     /// `LANES` numbers.
     fn load(self, x: &[f32]) -> Self::F;
+    /// The nearest integer of a number below 2^22, ties to even: adding 1.5 * 2^23 leaves no
+    /// fraction.
+    #[inline(always)]
+    fn round(self, x: f32) -> f32 {
+        const SHIFT: f32 = 12_582_912.0;
+        (x + SHIFT) - SHIFT
+    }
     /// Writes `LANES` numbers.
     fn store(self, v: Self::F, out: &mut [f32]);
     /// `a + b`.
@@ -101,8 +110,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn encode_step(self, x: &[f32], factor: f32, out: &mut [i16]);
     /// Scale of weights 0..32 and of weights 32..64.
     fn scales(self, first: f32, second: f32) -> Self::Scales;
-    /// The products of both with a factor.
-    fn mul_scales(self, scales: Self::Scales, factor: f32) -> Self::Scales;
+    /// One scale for both.
+    fn scale(self, both: f32) -> Self::Scales;
     /// `acc + scale * sum(w x)`, spread over the lanes; `x` are 64 numbers in a step's order.
     fn dot_step(self, acc: Self::F, w: Self::Step, x: &[i16], scales: Self::Scales) -> Self::F;
 

@@ -44,6 +44,7 @@ pub(crate) struct Ranks {
 impl Simd for Neon {
     type F = float32x4_t;
     const LANES: usize = LANES;
+    const SPLITS_F32: bool = false;
 
     // SAFETY of this whole block: NEON is part of the target, and every access through a pointer
     // is preceded by a slice of the length it touches.
@@ -244,8 +245,8 @@ impl Simd for Neon {
         [self.splat(first), self.splat(second)]
     }
     #[inline(always)]
-    fn mul_scales(self, scales: [float32x4_t; 2], factor: f32) -> [float32x4_t; 2] {
-        scales.map(|s| self.mul(s, self.splat(factor)))
+    fn scale(self, both: f32) -> [float32x4_t; 2] {
+        [self.splat(both); 2]
     }
     #[inline(always)]
     fn dot_step(

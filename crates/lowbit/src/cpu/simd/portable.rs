@@ -39,6 +39,7 @@ fn nibble<const LOW_FIRST: bool>(codes: &[u8], i: usize) -> usize {
 impl Simd for Portable {
     type F = F;
     const LANES: usize = LANES;
+    const SPLITS_F32: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -137,7 +138,7 @@ impl Simd for Portable {
     #[inline(always)]
     fn encode_step(self, x: &[f32], factor: f32, out: &mut [i16]) {
         for (o, x) in out[..STEP16].iter_mut().zip(&x[..STEP16]) {
-            *o = round_ties_even(x * factor) as i16;
+            *o = self.round(x * factor) as i16;
         }
     }
     #[inline(always)]
@@ -145,8 +146,8 @@ impl Simd for Portable {
         [first, second]
     }
     #[inline(always)]
-    fn mul_scales(self, scales: [f32; 2], factor: f32) -> [f32; 2] {
-        [scales[0] * factor, scales[1] * factor]
+    fn scale(self, both: f32) -> [f32; 2] {
+        [both; 2]
     }
     #[inline(always)]
     fn dot_step(self, acc: F, w: Self::Step, x: &[i16], scales: [f32; 2]) -> F {
@@ -196,18 +197,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]) {
         for (o, x) in out[..4 * LANES].iter_mut().zip(&x[..4 * LANES]) {
-            *o = round_ties_even(x * factor).clamp(-peak, peak) as i32 as u8;
+            *o = self.round(x * factor).clamp(-peak, peak) as i32 as u8;
         }
     }
     #[inline(always)]
     fn max_magnitude_bits(self, x: &[f32]) -> u32 {
         max_magnitude_bits_scalar(x)
     }
-}
-
-/// Nearest integer of a number below 2^22, ties to even: adding 1.5 * 2^23 leaves no fraction.
-#[inline(always)]
-fn round_ties_even(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
-    (x + SHIFT) - SHIFT
 }
