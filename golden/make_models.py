@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import logits_process
@@ -320,16 +322,18 @@ def make_tinybard(windows=4, window=256):
     ids = tokenizer((TINYBARD / "validation.txt").read_text()).input_ids
     batch = torch.tensor(ids[: windows * window]).view(windows, window)
 
-    def load(path):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        for module in model.modules():
-            if hasattr(module, "compute_dtype"):  # bitsandbytes' layers would compute in bf16
-                module.compute_dtype = torch.float32
-        return model
-
+    load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    original, quantized, dequantized = load(TINYBARD), load(f"{TINYBARD}-nf4dq"), load(TINYBARD)
+    # Not through bitsandbytes' own layers, which round to bf16.
+    for name, module in quantized.named_modules():
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            state.dtype = torch.float32
+            weight = dequantize_4bit(module.weight.data, state)
+            dequantized.get_submodule(name).weight.data.copy_(weight)
     with torch.no_grad():
-        reference = load(TINYBARD)(batch).logits.double().log_softmax(-1)[:, :-1]
-        quantized = load(f"{TINYBARD}-nf4dq")(batch).logits.double().log_softmax(-1)[:, :-1]
+        reference = original(batch).logits.double().log_softmax(-1)[:, :-1]
+        quantized = dequantized(batch).logits.double().log_softmax(-1)[:, :-1]
     nll = lambda p: -p.gather(-1, batch[:, 1:, None]).mean()
     write_json(
         "tinybard.json",

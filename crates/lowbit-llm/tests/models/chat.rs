@@ -36,14 +36,16 @@ fn renderings_are_those_of_transformers() {
     assert_eq!(cases.len(), 20);
     for case in cases {
         let template = compile(&case.template).unwrap();
-        let text = template.render(&case.messages, case.add_generation_prompt, &Map::new()).unwrap();
+        let text =
+            template.render(&case.messages, case.add_generation_prompt, &Map::new()).unwrap();
         assert_eq!(text, case.rendered, "{}", case.name);
     }
 }
 
 #[test]
 fn extra_variables_reach_the_template() {
-    let template = compile("{% if enable_thinking is false %}no{% endif %}{{ eos_token }}").unwrap();
+    let template =
+        compile("{% if enable_thinking is false %}no{% endif %}{{ eos_token }}").unwrap();
     let extra = tokens(json!({ "enable_thinking": false }));
     assert_eq!(template.render(&[], false, &extra).unwrap(), "no</s>");
 }
@@ -55,7 +57,10 @@ fn a_failing_template_is_one_clear_line() {
         ("{% for m in messages %}{{ m.content", "unexpected"),
         ("{{ messages[0].content.nonsense() }}", "nonsense"),
         ("{{ unknown() }}", "unknown"),
-        ("{% for i in range(100000) %}{% for j in range(100000) %}.{% endfor %}{% endfor %}", "fuel"),
+        (
+            "{% for i in range(100000) %}{% for j in range(100000) %}.{% endfor %}{% endfor %}",
+            "fuel",
+        ),
     ] {
         let error = render(source).unwrap_err().to_string();
         assert!(error.starts_with("chat template: ") && error.contains(word), "{source}: {error}");
@@ -84,8 +89,16 @@ fn templates_are_found_where_transformers_looks() {
     let named = json!([{ "name": "tool_use", "template": "tool" },
                        { "name": "default", "template": "named" }]);
     let cases = [
-        (json!({ "chat_template": "plain{{ eos_token }}", "eos_token": "</s>" }), &[][..], "plain</s>"),
-        (json!({ "chat_template": "{{ bos_token }}", "bos_token": { "content": "<s>" } }), &[], "<s>"),
+        (
+            json!({ "chat_template": "plain{{ eos_token }}", "eos_token": "</s>" }),
+            &[][..],
+            "plain</s>",
+        ),
+        (
+            json!({ "chat_template": "{{ bos_token }}", "bos_token": { "content": "<s>" } }),
+            &[],
+            "<s>",
+        ),
         (json!({ "chat_template": named }), &[], "named"),
         (json!({ "chat_template": "old" }), &[("chat_template.jinja", "file")], "file"),
     ];

@@ -46,7 +46,9 @@ fn missing_fields_have_the_defaults_of_their_model_type() {
     let mistral = parse(json!({ "model_type": "mistral", "num_attention_heads": 16 }));
     assert_eq!((mistral.num_key_value_heads, mistral.head_dim), (8, 2));
     assert_eq!(mistral.windows, [Some(4096); 3]);
-    let full = parse(json!({ "model_type": "mistral", "num_attention_heads": 16, "sliding_window": null }));
+    let full = parse(
+        json!({ "model_type": "mistral", "num_attention_heads": 16, "sliding_window": null }),
+    );
     assert_eq!(full.windows, [None; 3]);
     let qwen3 = parse(json!({ "model_type": "qwen3", "num_key_value_heads": 2 }));
     assert_eq!(qwen3.head_dim, 128);
@@ -55,7 +57,8 @@ fn missing_fields_have_the_defaults_of_their_model_type() {
 #[test]
 fn windows_of_qwen_follow_their_switch() {
     let windows = |changes: Value| {
-        let mut all = json!({ "model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 7 });
+        let mut all =
+            json!({ "model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 7 });
         all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         parse(all).windows
     };
@@ -88,12 +91,18 @@ fn rope_is_read_in_both_styles() {
     let same = |a: Value, b: Value| assert_eq!(parse(a).rope, parse(b).rope);
     let llama3 = json!({ "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4, "original_max_position_embeddings": 8192 });
-    same(json!({ "rope_theta": 5e5, "rope_scaling": llama3 }), json!({ "rope_parameters": llama3 }));
+    same(
+        json!({ "rope_theta": 5e5, "rope_scaling": llama3 }),
+        json!({ "rope_parameters": llama3 }),
+    );
     same(
         json!({ "rope_theta": 5000, "rope_scaling": { "type": "linear", "factor": 4 } }),
         json!({ "rope_parameters": { "rope_type": "linear", "rope_theta": 5000, "factor": 4.0 } }),
     );
-    same(json!({ "rope_theta": 5e5, "rope_scaling": null }), json!({ "rope_parameters": { "rope_theta": 5e5 } }));
+    same(
+        json!({ "rope_theta": 5e5, "rope_scaling": null }),
+        json!({ "rope_parameters": { "rope_theta": 5e5 } }),
+    );
     // Without a length of its own, the scaled context counts from max_position_embeddings.
     let mut short = llama3.clone();
     short.as_object_mut().unwrap().remove("original_max_position_embeddings");
@@ -163,20 +172,39 @@ fn unsupported_and_absurd_values_are_named() {
         (json!({ "rope_scaling": "linear" }), "rope_scaling", "\"linear\""),
         (json!({ "rope_scaling": { "type": "yarn", "factor": 4 } }), "rope_scaling.type", "yarn"),
         (json!({ "rope_scaling": { "rope_type": "linear" } }), "rope_scaling.factor", "nothing"),
-        (json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } }),
-            "rope_parameters.partial_rotary_factor", "0.5"),
+        (
+            json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } }),
+            "rope_parameters.partial_rotary_factor",
+            "0.5",
+        ),
         (json!({ "partial_rotary_factor": 0.25 }), "partial_rotary_factor", "0.25"),
-        (json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e4 } } }),
-            "rope_parameters.full_attention", "rope_theta"),
-        (json!({ "rope_parameters": { "rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
-            "high_freq_factor": 4 } }), "rope_parameters.high_freq_factor", "got 4"),
-        (json!({ "model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 0 }),
-            "sliding_window", "got 0"),
-        (json!({ "model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["full_attention"] }),
-            "layer_types", "full_attention"),
-        (json!({ "model_type": "qwen2", "num_key_value_heads": 4,
+        (
+            json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e4 } } }),
+            "rope_parameters.full_attention",
+            "rope_theta",
+        ),
+        (
+            json!({ "rope_parameters": { "rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
+            "high_freq_factor": 4 } }),
+            "rope_parameters.high_freq_factor",
+            "got 4",
+        ),
+        (
+            json!({ "model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 0 }),
+            "sliding_window",
+            "got 0",
+        ),
+        (
+            json!({ "model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["full_attention"] }),
+            "layer_types",
+            "full_attention",
+        ),
+        (
+            json!({ "model_type": "qwen2", "num_key_value_heads": 4,
             "layer_types": ["chunked_attention", "full_attention", "full_attention"] }),
-            "layer_types", "chunked"),
+            "layer_types",
+            "chunked",
+        ),
         (json!({ "model_type": "x".repeat(10_000) }), "model_type", "xx.."),
     ];
     for (changes, expected, shown) in cases {

@@ -87,11 +87,13 @@ fn a_session_computes_only_what_is_new() {
 fn answers_end_for_four_reasons() {
     let model = model();
     let expected = slowly(&model, &PROMPT, 8);
-    let answer = |max_context: usize, options: Options, callback: &mut dyn FnMut(u32) -> ControlFlow<()>| {
-        let answer = Session::new(&model, max_context).unwrap().generate(&PROMPT, &options, callback);
-        let answer = answer.unwrap();
-        (answer.tokens, answer.stop)
-    };
+    let answer =
+        |max_context: usize, options: Options, callback: &mut dyn FnMut(u32) -> ControlFlow<()>| {
+            let answer =
+                Session::new(&model, max_context).unwrap().generate(&PROMPT, &options, callback);
+            let answer = answer.unwrap();
+            (answer.tokens, answer.stop)
+        };
     assert_eq!(answer(64, options(0), &mut go_on), (vec![], Stop::MaxNewTokens));
     assert_eq!(answer(64, options(3), &mut go_on), (expected[..3].to_vec(), Stop::MaxNewTokens));
 
@@ -174,7 +176,8 @@ fn generation_config_overrides_config() {
     assert_eq!((sampled.eos_token_ids, sampled.sampling), (vec![1, 2], Some(expected)));
     let top_k = open(Some(json!({ "do_sample": true, "top_k": 0 }))).unwrap().sampling.unwrap();
     assert_eq!((top_k.top_k, top_k.temperature), (0, 1.0));
-    for bad in [json!({ "do_sample": true, "top_p": 3 }), json!({ "eos_token_id": "x" }), json!([])] {
+    for bad in [json!({ "do_sample": true, "top_p": 3 }), json!({ "eos_token_id": "x" }), json!([])]
+    {
         assert!(open(Some(bad.clone())).is_err(), "{bad}");
     }
 }

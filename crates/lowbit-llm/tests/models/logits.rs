@@ -146,7 +146,8 @@ fn a_tap_sees_every_linear_layer_and_its_input() {
     let mut cache = model.new_cache(5).unwrap();
     model.forward(&[1, 2, 3], &mut cache, Logits::All, Some(&mut seen)).unwrap();
     let layer = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-    let names: Vec<&str> = seen.0.iter().filter_map(|(name, _)| name.split('.').rev().nth(1)).collect();
+    let names: Vec<&str> =
+        seen.0.iter().filter_map(|(name, _)| name.split('.').rev().nth(1)).collect();
     assert_eq!(names, [&layer[..], &layer[..], &["lm_head"]].concat());
     for (name, shape) in &seen.0 {
         let columns = checkpoint.entry(name).unwrap().shape[1];
