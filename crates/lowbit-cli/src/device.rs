@@ -26,11 +26,22 @@ enum Choice {
     Gpu,
 }
 
+/// An open device.
+#[derive(Clone)]
+pub struct Place {
+    /// What `--device` calls it.
+    pub kind: &'static str,
+    pub device: Arc<dyn Device>,
+}
+
 impl DeviceArgs {
     /// The device, for activations of that type.
-    pub fn open(&self, activations: DType) -> Result<Arc<dyn Device>> {
+    pub fn open(&self, activations: DType) -> Result<Place> {
         match self.device {
-            Choice::Auto | Choice::Cpu => Ok(Arc::new(CpuDevice::new(Cpu::best(), activations))),
+            Choice::Auto | Choice::Cpu => {
+                let device = Arc::new(CpuDevice::new(Cpu::best(), activations));
+                Ok(Place { kind: "cpu", device })
+            }
             Choice::Gpu => Err(Failure::failed(
                 "--device gpu: this build of lowbit has no GPU support; use --device cpu",
             )),

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowbit::DType;
-use lowbit::device::Device;
 use lowbit_llm::{Checkpoint, Config, Model, Tokenizer};
 
 use crate::args::Threads;
-use crate::device::DeviceArgs;
-use crate::failure::Result;
+use crate::device::{DeviceArgs, Place};
+use crate::failure::{Failure, Result};
 use crate::ui::Progress;
 
 /// Where a model runs.
@@ -23,42 +22,64 @@ pub struct RunArgs {
 
 impl RunArgs {
     /// Makes the device ready.
-    pub fn device(&self, activations: DType) -> Result<Arc<dyn Device>> {
+    pub fn device(&self, activations: DType) -> Result<Place> {
         self.threads.apply()?;
         self.device.open(activations)
     }
 
-    /// Opens the model directory `path` and its tokenizer. A model that was saved in 16 bit computes
+    /// Opens the model directory `path`. A model that was saved in 16 bit computes
     /// with 16-bit activations, any other with f32.
     pub fn open(&self, path: &Path) -> Result<Loaded> {
         let checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.config().map(Config::parse).transpose()?;
         let activations = config.and_then(|config| config.dtype).unwrap_or(DType::F32);
-        let device = self.device(activations)?;
-        let model = load(&checkpoint, Arc::clone(&device))?;
+        let place = self.device(activations)?;
+        let model = load(&checkpoint, &place)?;
         let directory = checkpoint.directory().unwrap_or(path).to_owned();
-        Ok(Loaded {
-            tokenizer: Tokenizer::open(&directory)?,
-            model,
-            device,
-            activations,
-            directory,
-            checkpoint,
-        })
+        Ok(Loaded { model, place, activations, directory, checkpoint })
+    }
+}
+
+/// Where the tokenizer is.
+#[derive(Debug, clap::Args)]
+pub struct TokenizerArgs {
+    /// Take the tokenizer from this model directory [default: MODEL]
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+}
+
+impl TokenizerArgs {
+    /// The directory asked for, or the first of `places` that has a tokenizer; and what it has.
+    pub fn open<'a>(&'a self, places: &[&'a Path]) -> Result<(Tokenizer, &'a Path)> {
+        let has_one = |place: &&Path| place.join("tokenizer.json").exists();
+        let found = match &self.tokenizer {
+            Some(directory) => Some(directory.as_path()),
+            None => places.iter().copied().find(has_one),
+        };
+        let directory = found.ok_or_else(|| {
+            let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+            Failure::failed(format!(
+                "{}: expected a tokenizer.json, got none; copy it from the original model, or name \
+                 that model's directory with --tokenizer",
+                places.join(", ")
+            ))
+        })?;
+        Ok((Tokenizer::open(directory)?, directory))
     }
 }
 
 /// Moves the weights of a checkpoint to a device.
-pub fn load(checkpoint: &Checkpoint, device: Arc<dyn Device>) -> Result<Model> {
+pub fn load(checkpoint: &Checkpoint, place: &Place) -> Result<Model> {
     let progress = Progress::new("loading");
-    Ok(Model::load(checkpoint, device, &mut |done, total| progress.update(done, total, ""))?)
+    Ok(Model::load(checkpoint, Arc::clone(&place.device), &mut |done, total| {
+        progress.update(done, total, "")
+    })?)
 }
 
 /// A model that is ready to run.
 pub struct Loaded {
     pub model: Model,
-    pub tokenizer: Tokenizer,
-    pub device: Arc<dyn Device>,
+    pub place: Place,
     /// Type of the activations.
     pub activations: DType,
     pub directory: PathBuf,

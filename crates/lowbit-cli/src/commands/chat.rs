@@ -3,17 +3,17 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
-use lowbit_llm::Model;
 use lowbit_llm::chat::{self, ChatTemplate, Message};
 use lowbit_llm::generate::{GenerationDefaults, Options, Session, Stop};
 use lowbit_llm::sampling::Sampling;
+use lowbit_llm::{Model, Tokenizer};
 use serde_json::Map;
 
 use crate::args;
 use crate::commands::generate::stream;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::model::{Loaded, RunArgs};
+use crate::model::{Loaded, RunArgs, TokenizerArgs};
 use crate::sampling::SamplingArgs;
 use crate::ui;
 
@@ -42,6 +42,8 @@ pub struct Args {
     /// Positions to keep memory for [default: as many as the model was trained on, at most 4096]
     #[arg(long, value_name = "N", value_parser = args::at_least(2))]
     max_context: Option<usize>,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -112,7 +114,7 @@ fn ask(person: bool, out: &mut dyn Write) -> Result<Option<String>> {
 
 /// A conversation and what it takes to go on.
 struct Chat<'a> {
-    loaded: &'a Loaded,
+    tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     session: Session<'a>,
     options: Options,
@@ -124,7 +126,8 @@ struct Chat<'a> {
 
 impl<'a> Chat<'a> {
     fn new(args: &Args, loaded: &'a Loaded) -> Result<Self> {
-        let Loaded { model, tokenizer, directory, .. } = loaded;
+        let Loaded { model, directory, .. } = loaded;
+        let (tokenizer, tokenizer_directory) = args.tokenizer.open(&[directory])?;
         let config = model.config();
         let context = config.max_position_embeddings.min(DEFAULT_CONTEXT);
         let defaults = GenerationDefaults::open(directory, config)?;
@@ -134,7 +137,7 @@ impl<'a> Chat<'a> {
         let system = args.system.iter().map(|text| Message::new("system", text));
         let messages: Vec<Message> = system.collect();
         Ok(Chat {
-            template: ChatTemplate::open(directory, tokenizer)?,
+            template: ChatTemplate::open(tokenizer_directory, &tokenizer)?,
             session: Session::new(model, args.max_context.unwrap_or(context))?,
             options: Options {
                 max_new_tokens: args.max_new_tokens,
@@ -143,7 +146,7 @@ impl<'a> Chat<'a> {
             },
             kept: messages.len(),
             messages,
-            loaded,
+            tokenizer,
         })
     }
 
@@ -154,7 +157,7 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, said: &str, out: &mut dyn Write, interrupt: Interrupt) -> Result {
         self.messages.push(Message::new("user", said));
         let prompt = self.prompt()?;
-        let tokenizer = &self.loaded.tokenizer;
+        let tokenizer = &self.tokenizer;
         let stop = || interrupt.pressed();
         let made = stream(&mut self.session, tokenizer, &prompt, &self.options, out, stop)?;
         writeln!(out)?;
@@ -185,7 +188,7 @@ impl<'a> Chat<'a> {
     }
 
     fn encode(&self) -> Result<Vec<u32>> {
-        let tokenizer = &self.loaded.tokenizer;
+        let tokenizer = &self.tokenizer;
         Ok(match &self.template {
             Some(template) => {
                 tokenizer.encode_rendered(&template.render(&self.messages, true, &Map::new())?)?

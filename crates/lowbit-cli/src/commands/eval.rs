@@ -1,16 +1,15 @@
 //! `lowbit eval`: how well a model predicts a text.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
-use lowbit_llm::eval::{self, Evaluation};
-use lowbit_llm::{Checkpoint, Model, Tokenizer};
+use lowbit_llm::eval::{Evaluation, evaluate};
+use lowbit_llm::{Checkpoint, Tokenizer};
 
 use crate::args;
 use crate::commands::print_json;
 use crate::failure::Result;
-use crate::model::{self, RunArgs};
+use crate::model::{self, RunArgs, TokenizerArgs};
 use crate::ui::{self, Progress};
 
 /// Measure a model on a text: perplexity, and what quantization cost
@@ -23,7 +22,7 @@ Examples:
 
 The tokens of the text are cut into windows without overlap, the rest is dropped, and in each \
 window every token but the first is predicted. KL divergence (in nats) and top-1 agreement compare \
-the predictions with those of --reference.")]
+the predictions with those of --reference, whose tokenizer is used where MODEL has none.")]
 pub struct Args {
     /// A model directory
     model: PathBuf,
@@ -41,6 +40,8 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
     #[command(flatten)]
+    tokenizer: TokenizerArgs,
+    #[command(flatten)]
     run: RunArgs,
     /// Write JSON
     #[arg(long)]
@@ -51,11 +52,17 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     let text = args::read_text(&args.text)?;
     let loaded = args.run.open(&args.model)?;
     let reference = match &args.reference {
-        Some(path) => Some(model::load(&Checkpoint::open(path)?, Arc::clone(&loaded.device))?),
+        Some(path) => Some(model::load(&Checkpoint::open(path)?, &loaded.place)?),
         None => None,
     };
-    let tokens = tokens(&loaded.tokenizer, &text, args.window, args.max_windows)?;
-    let evaluation = measure(&loaded.model, reference.as_ref(), &tokens, args.window)?;
+    let places: Vec<&Path> =
+        std::iter::once(loaded.directory.as_path()).chain(args.reference.as_deref()).collect();
+    let (tokenizer, _) = args.tokenizer.open(&places)?;
+    let tokens = tokens(&tokenizer, &text, args.window, args.max_windows)?;
+    let progress = Progress::new("evaluating");
+    let report = &mut |done, total| progress.update(done as u64, total as u64, "");
+    let evaluation = evaluate(&loaded.model, reference.as_ref(), &tokens, args.window, report)?;
+    drop(progress);
     if args.json { print_json(out, &evaluation) } else { print(&evaluation, args.window, out) }
 }
 
@@ -71,18 +78,6 @@ pub fn tokens(
         tokens.truncate(most.saturating_mul(window));
     }
     Ok(tokens)
-}
-
-/// Measures, with a progress bar.
-pub fn measure(
-    model: &Model,
-    reference: Option<&Model>,
-    tokens: &[u32],
-    window: usize,
-) -> Result<Evaluation> {
-    let progress = Progress::new("evaluating");
-    let mut report = |done, total| progress.update(done as u64, total as u64, "");
-    Ok(eval::evaluate(model, reference, tokens, window, &mut report)?)
 }
 
 fn print(evaluation: &Evaluation, window: usize, out: &mut dyn Write) -> Result {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::args;
 use crate::commands::print_json;
 use crate::failure::{Failure, Result};
-use crate::model::RunArgs;
+use crate::model::{RunArgs, TokenizerArgs};
 use crate::sampling::SamplingArgs;
 use crate::ui;
 
@@ -42,6 +42,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = args::at_least(1))]
     max_context: Option<usize>,
     #[command(flatten)]
+    tokenizer: TokenizerArgs,
+    #[command(flatten)]
     run: RunArgs,
     /// Write JSON, when done
     #[arg(long)]
@@ -63,8 +65,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
         text => text.to_owned(),
     };
     let loaded = args.run.open(&args.model)?;
+    let (tokenizer, _) = args.tokenizer.open(&[&loaded.directory])?;
     let config = loaded.model.config();
-    let prompt = loaded.tokenizer.encode(&text)?;
+    let prompt = tokenizer.encode(&text)?;
     let needed = prompt.len().saturating_add(args.max_new_tokens);
     let context = args.max_context.unwrap_or(needed.min(config.max_position_embeddings));
     let options = Options {
@@ -80,13 +83,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
             &Report {
                 prompt_tokens: &prompt,
                 tokens: &made.tokens,
-                text: loaded.tokenizer.decode(&made.tokens)?,
+                text: tokenizer.decode(&made.tokens)?,
                 prefill_tok_s: made.prefill_tok_s(),
                 decode_tok_s: made.decode_tok_s(),
             },
         );
     }
-    let made = stream(&mut session, &loaded.tokenizer, &prompt, &options, out, || false)?;
+    let made = stream(&mut session, &tokenizer, &prompt, &options, out, || false)?;
     writeln!(out)?;
     summarize(&made)
 }

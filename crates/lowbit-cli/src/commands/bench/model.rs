@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use lowbit::DType;
+use lowbit::{Cpu, DType};
 use lowbit_llm::generate::{Generation, Options, Session};
 use lowbit_llm::models::Logits;
 use lowbit_llm::sampling::Sampling;
@@ -142,7 +142,8 @@ fn record(
         shape: None,
         rows: Some(tokens),
         dtype: loaded.activations.name(),
-        device: loaded.device.name().to_lowercase(),
+        device: loaded.place.kind,
+        isa: Cpu::best().isa().name(),
         threads: rayon::current_num_threads(),
         ms_min: 1e3 * times.min(),
         ms_median: 1e3 * median,

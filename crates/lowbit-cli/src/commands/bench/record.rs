@@ -20,7 +20,9 @@ pub struct Record {
     pub rows: Option<usize>,
     /// Of the activations, or of the unquantized weights.
     pub dtype: &'static str,
-    pub device: String,
+    pub device: &'static str,
+    /// The instruction set whose kernels ran.
+    pub isa: &'static str,
     pub threads: usize,
     pub ms_min: f64,
     pub ms_median: f64,

@@ -5,15 +5,14 @@ mod show;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use lowbit::{Cpu, Format, formats};
-use lowbit_llm::convert::{self, QuantizeOptions, Report};
-use lowbit_llm::eval::Evaluation;
+use lowbit_llm::convert::{self, QuantizeOptions, Report, WriteOptions};
+use lowbit_llm::eval::{Evaluation, evaluate};
 use lowbit_llm::generate::{GenerationDefaults, Options, Session};
 use lowbit_llm::sampling::Sampling;
-use lowbit_llm::{Checkpoint, Model};
+use lowbit_llm::{Checkpoint, Model, Tokenizer};
 use tempfile::TempDir;
 
 use crate::args;
@@ -21,7 +20,7 @@ use crate::commands::eval;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::model::{self, Loaded, RunArgs};
-use crate::ui::{self, Align, Table};
+use crate::ui::{self, Align, Progress, Table};
 use show::{Column, bar, columns, heading};
 
 /// Quantize a small real model and see what becomes of it (offline)
@@ -77,18 +76,20 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     let interrupt = Interrupt::listen()?;
     interrupt.idle_removing(temp.path(), || {
         let loaded = args.run.open(&directory)?;
+        let tokenizer = Tokenizer::open(&directory)?;
         let windows = (!args.full).then_some(WINDOWS);
         let demo = Demo {
             args,
-            tokens: eval::tokens(&loaded.tokenizer, &text, WINDOW, windows)?,
+            tokens: eval::tokens(&tokenizer, &text, WINDOW, windows)?,
             directory,
+            tokenizer,
             loaded,
             temp: temp.path(),
         };
         demo.run(out)
     })?;
     let dim = ui::DIM;
-    writeln!(out, "\n{dim}That took {}.{dim:#} Go on with", ui::duration(start.elapsed()))?;
+    writeln!(out, "{dim}That took {}.{dim:#} Go on with", ui::duration(start.elapsed()))?;
     for (command, about) in NEXT {
         writeln!(out, "  {command:<44} {dim}{about}{dim:#}")?;
     }
@@ -104,6 +105,7 @@ const NEXT: [(&str, &str); 3] = [
 struct Demo<'a> {
     args: &'a Args,
     directory: PathBuf,
+    tokenizer: Tokenizer,
     /// The original.
     loaded: Loaded,
     /// Of the text to evaluate on.
@@ -158,8 +160,8 @@ impl Demo<'_> {
         let weights: u64 = self.loaded.checkpoint.entries().iter().map(|e| e.numel()).sum();
         writeln!(
             out,
-            "{bold}{}{bold:#}: a {} with {} weights, in {} numbers, on {} threads of\n\
-             this machine's processor ({}). {dim}Nothing is downloaded, nothing is kept.{dim:#}",
+            "{bold}{}{bold:#} ({}): {} weights in {}, run by {} threads of this\n\
+             machine's processor ({}). {dim}Nothing is downloaded, nothing is kept.{dim:#}",
             ui::printable(&name),
             config.model_type.name,
             ui::count(weights),
@@ -174,13 +176,15 @@ impl Demo<'_> {
     fn quantize(&self, variant: Variant) -> Result<(PathBuf, Report)> {
         let path = self.temp.join(variant.name());
         let Variant { format, double_quant } = variant;
-        let options = QuantizeOptions { double_quant, ..QuantizeOptions::new(format) };
+        // A variant that is looked at twice is the same both times.
+        let write = WriteOptions { force: true, ..WriteOptions::default() };
+        let options = QuantizeOptions { double_quant, write, ..QuantizeOptions::new(format) };
         let report = convert::quantize(&self.directory, &path, &options, &())?;
         Ok((path, report))
     }
 
     fn load(&self, path: &Path) -> Result<Model> {
-        model::load(&Checkpoint::open(path)?, Arc::clone(&self.loaded.device))
+        model::load(&Checkpoint::open(path)?, &self.loaded.place)
     }
 
     fn show_sizes(&self, variant: Variant, report: &Report, out: &mut dyn Write) -> Result {
@@ -209,7 +213,7 @@ impl Demo<'_> {
             bits(after),
         )?;
         let reasons = "embeddings and norms, left as they are";
-        writeln!(out, "   {dim}█{dim:#} {reasons}: {}", ui::bytes(left))?;
+        writeln!(out, "   {dim}░{dim:#} {reasons}: {}", ui::bytes(left))?;
         Ok(())
     }
 
@@ -219,8 +223,11 @@ impl Demo<'_> {
         let windows = self.tokens.len() / WINDOW;
         let part = if self.args.full { "" } else { "; --full takes the whole text" };
         let (dim, loaded) = (ui::DIM, &self.loaded);
-        let about = format!("{windows} windows of {WINDOW} tokens it never saw{part}");
-        writeln!(out, "   {dim}lowbit eval OUT --text FILE --reference IN   ({about}){dim:#}\n")?;
+        writeln!(
+            out,
+            "   {dim}lowbit eval OUT --text FILE --reference IN\n   \
+             on {windows} windows of {WINDOW} tokens that it never saw{part}{dim:#}\n"
+        )?;
         out.flush()?;
         let mut table = Table::new([
             ("  format", Align::Left),
@@ -230,15 +237,26 @@ impl Demo<'_> {
             ("KL", Align::Right),
             ("same choice", Align::Right),
         ]);
-        let original = eval::measure(&loaded.model, None, &self.tokens, WINDOW)?;
+        let variants = variants(self.args.format);
+        let progress = Progress::new("evaluating");
+        let measure = |model: &Model, reference, name: &str, turn: usize| {
+            let all = (variants.len() + 1) * windows;
+            let report = &mut |done, _| {
+                progress.update((turn * windows + done) as u64, all as u64, name);
+            };
+            evaluate(model, reference, &self.tokens, WINDOW, report)
+        };
+        let name = loaded.activations.name();
+        let original = measure(&loaded.model, None, name, 0)?;
         let size = self.loaded.checkpoint.entries().iter().map(|entry| entry.bytes).sum();
-        table.row(loss(&loaded.activations.to_string(), size, &original));
-        for variant in variants(self.args.format) {
-            let (path, report) = self.quantize(variant)?;
-            let model = self.load(&path)?;
-            let measured = eval::measure(&model, Some(&loaded.model), &self.tokens, WINDOW)?;
-            table.row(loss(&variant.name(), report.bytes_after, &measured));
+        table.row(loss(name, size, &original));
+        for (variant, turn) in variants.iter().zip(1..) {
+            let (path, report) = self.quantize(*variant)?;
+            let name = variant.name();
+            let measured = measure(&self.load(&path)?, Some(&loaded.model), &name, turn)?;
+            table.row(loss(&name, report.bytes_after, &measured));
         }
+        drop(progress);
         table.print(out)?;
         writeln!(out, "\n{dim}{MEANING}{dim:#}")?;
         Ok(())
@@ -271,23 +289,22 @@ impl Demo<'_> {
 
     /// The prompt and what a model makes of it.
     fn write(&self, model: &Model, sampling: Sampling) -> Result<String> {
-        let Loaded { tokenizer, directory, .. } = &self.loaded;
-        let mut tokens = tokenizer.encode(&self.args.prompt)?;
+        let mut tokens = self.tokenizer.encode(&self.args.prompt)?;
         let mut session = Session::new(model, tokens.len() + NEW_TOKENS)?;
-        let defaults = GenerationDefaults::open(directory, model.config())?;
+        let defaults = GenerationDefaults::open(&self.directory, model.config())?;
         let eos_token_ids = defaults.eos_token_ids;
         let options = Options { max_new_tokens: NEW_TOKENS, sampling, eos_token_ids };
         let go_on = &mut |_| std::ops::ControlFlow::Continue(());
         tokens.extend(session.generate(&tokens, &options, go_on)?.tokens);
-        Ok(tokenizer.decode(&tokens)?)
+        Ok(self.tokenizer.decode(&tokens)?)
     }
 }
 
 const MEANING: &str = "   \
-   perplexity   how many tokens it hesitates between, on average; lower is better
-   KL           how far its predictions are from the original's, in nats; 0 is equal
-   same choice  how often it finds the same next token likeliest
-   dq           with double quantization: the scales are quantized as well";
+   perplexity   between how many tokens it hesitates, on average; low is good
+   KL           how far its predictions are from the original's, in nats
+   same choice  how often both find the same next token likeliest
+   dq           double quantization: the scales are quantized as well";
 
 fn loss(name: &str, bytes: u64, evaluation: &Evaluation) -> [String; 6] {
     [

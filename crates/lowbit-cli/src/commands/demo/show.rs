@@ -25,7 +25,7 @@ pub fn bar([first, second]: &[u64; 2], most: u64) -> String {
     format!(
         "{accent}{}{accent:#}{dim}{}{dim:#} {}",
         "█".repeat(one),
-        "█".repeat(both - one),
+        "░".repeat(both - one),
         ui::bytes(first + second)
     )
 }
@@ -85,8 +85,9 @@ mod tests {
     #[test]
     fn bars_are_in_proportion() {
         let whole = bar(&[750, 250], 1000);
-        assert_eq!(whole.matches('█').count(), BAR as usize);
-        assert_eq!(bar(&[250, 250], 1000).matches('█').count(), BAR as usize / 2);
+        let count = |bar: &str| ['█', '░'].map(|part| bar.matches(part).count() as u64);
+        assert_eq!(count(&whole), [BAR * 3 / 4, BAR / 4]);
+        assert_eq!(count(&bar(&[250, 250], 1000)), [BAR / 4, BAR / 4]);
         assert!(whole.ends_with("1.00 kB"));
     }
 }

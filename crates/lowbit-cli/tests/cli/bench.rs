@@ -1,0 +1,86 @@
+//! bench: the fields of its JSON, and that it checks itself. Figures of a debug build mean nothing.
+
+use serde_json::Value;
+
+use crate::support::{Run, lowbit};
+
+const FIELDS: [&str; 13] = [
+    "op",
+    "format",
+    "shape",
+    "rows",
+    "dtype",
+    "device",
+    "threads",
+    "ms_min",
+    "ms_median",
+    "gb_s",
+    "gflop_s",
+    "max_error",
+    "floor_ms",
+];
+
+/// The objects that a run printed, one a line. A debug build warns on stderr.
+#[track_caller]
+fn records(run: Run) -> Vec<Value> {
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    let parse = |line| serde_json::from_str(line).expect("JSON");
+    let records: Vec<Value> = run.stdout.lines().map(parse).collect();
+    for record in &records {
+        for field in FIELDS {
+            assert!(record.get(field).is_some(), "no {field} in {record}");
+        }
+        let number = |field: &str| record[field].as_f64().expect("a number");
+        assert!(0.0 < number("ms_min") && number("ms_min") <= number("ms_median"), "{record}");
+        assert!(number("gb_s") > 0.0 && number("floor_ms") > 0.0, "{record}");
+        assert_eq!(record["device"], "cpu");
+    }
+    records
+}
+
+#[test]
+fn linear_has_a_record_for_every_combination() {
+    let arguments = ["bench", "linear", "--format", "nf4,int8", "--shape", "96x160"];
+    let more = ["--rows", "1,3", "--dtype", "f32,bf16", "--seconds", "0.01", "--json"];
+    let all = records(lowbit(&[&arguments[..], &more, &["--threads", "1"]].concat()));
+    assert_eq!(all.len(), 8);
+    let first = &all[0];
+    assert_eq!(first["op"], "linear");
+    assert_eq!(first["shape"], serde_json::json!([96, 160]));
+    assert_eq!((&first["rows"], &first["threads"]), (&1.into(), &1.into()));
+    assert!(all.iter().all(|r| r["gflop_s"].as_f64() > Some(0.0)));
+    assert!(all.iter().all(|r| r["max_error"].as_f64() < Some(0.04)));
+}
+
+#[test]
+fn quantize_and_dequantize_are_exact() {
+    for op in ["quantize", "dequantize"] {
+        let arguments = ["bench", op, "--format", "nf4", "--double-quant", "--shape", "70x100"];
+        let all = records(lowbit(&[&arguments[..], &["--seconds", "0.01", "--json"]].concat()));
+        assert_eq!(all.len(), 1);
+        assert_eq!((&all[0]["op"], &all[0]["max_error"]), (&op.into(), &0.0.into()));
+        assert_eq!((&all[0]["rows"], &all[0]["gflop_s"]), (&Value::Null, &Value::Null));
+    }
+}
+
+#[test]
+fn model_measures_prompt_and_answer() {
+    let arguments = ["bench", "model", "models/tinybard-nf4dq", "--prompt-tokens", "8"];
+    let more = ["--new-tokens", "3", "--seconds", "0.01", "--json"];
+    let all = records(lowbit(&[&arguments[..], &more].concat()));
+    assert_eq!(all.iter().map(|r| &r["op"]).collect::<Vec<_>>(), ["prefill", "decode"]);
+    assert!(all.iter().all(|r| r["format"] == "nf4" && r["tok_s"].as_f64() > Some(0.0)));
+}
+
+#[test]
+fn people_get_a_table() {
+    let arguments = ["bench", "linear", "--shape", "64x64", "--rows", "1", "--seconds", "0.01"];
+    let run = lowbit(&arguments);
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    assert!(
+        ["median", "64x64", "GB/s read"].iter().all(|w| run.stdout.contains(w)),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.stderr.contains("say nothing"), cfg!(debug_assertions), "{}", run.stderr);
+}
