@@ -69,7 +69,8 @@ impl QuantState {
             .map_err(|e| ("the JSON of a quantized tensor".to_owned(), e.to_string()))?;
         let Some(format) = formats::ALL.iter().find(|f| suffix(f).as_deref() == Some(key)) else {
             let known: Vec<String> = formats::ALL.iter().filter_map(|f| suffix(f)).collect();
-            return Err((format!("one of {}", known.join(", ")), key.into()));
+            let got = format!("{key}, which this version does not know");
+            return Err((format!("one of {}", known.join(", ")), got));
         };
         let quoted = |s: &str| format!("{s:?}");
         if state.quant_type != format.name {
@@ -91,7 +92,7 @@ impl QuantState {
                 let expected = "a positive nested_blocksize and a finite nested_offset in f32";
                 return Err((
                     expected.into(),
-                    format!("{} and {}", nested.block_size, nested.offset),
+                    format!("{} and {:e}", nested.block_size, nested.offset),
                 ));
             }
         }

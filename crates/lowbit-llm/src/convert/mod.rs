@@ -4,6 +4,19 @@
 //! few at a time and written as they are done, so memory is bounded by the largest tensor times
 //! [`WriteOptions::threads`]. The output is built under a temporary name beside its place, synced,
 //! read back and renamed: a run that fails or is killed leaves its input and any older output alone.
+//!
+//! ```
+//! use lowbit_llm::convert::{QuantizeOptions, quantize};
+//! # let dir = tempfile::tempdir()?;
+//! # let (input, output) = ("../../golden/checkpoints/tiny-bf16", dir.path().join("nf4"));
+//!
+//! let mut options = QuantizeOptions::new(lowbit::formats::by_name("nf4")?);
+//! options.double_quant = true;
+//! let report = quantize(input.as_ref(), output.as_ref(), &options, &())?;
+//! assert_eq!(report.converted.len(), 14);
+//! assert!(report.bits_after < 8.0, "embeddings and the head stay in 16 bit");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod config;
 mod dequantize;

@@ -74,6 +74,8 @@ pub(super) fn run(
     // A last look at what is on disk, before anything is replaced.
     let written = Checkpoint::open(staged.path())?;
     let report = report(input, &written, jobs)?;
+    // Some systems do not rename what is mapped.
+    drop(written);
     staged.commit()?;
     Ok(report)
 }
