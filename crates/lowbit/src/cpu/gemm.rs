@@ -1,16 +1,14 @@
 //! Any number of rows of f32 activations, any weight: a tile of weights is decoded once and
 //! multiplied with every row.
 
-use std::borrow::Cow;
-
-use super::linear::pad_rows;
+use super::buffer::{Buffer, padded_rows};
 use super::simd::{Simd, Task};
 use super::view::View;
 
 /// Columns of a tile, a multiple of every vector.
-const COLS: usize = 512;
+const COLS: usize = 256;
 /// Most rows of activations for which sums are kept.
-const BATCH: usize = 64;
+const BATCH: usize = 128;
 /// Activations and weights that a kernel keeps in registers: `MR` rows of x, `NR` of w.
 const MR: usize = 4;
 const NR: usize = 2;
@@ -28,8 +26,8 @@ pub(crate) struct Gemm<'a> {
 
 impl Gemm<'_> {
     /// `x: [M, K]` as this kernel takes it.
-    pub fn pad(x: &[f32], m: usize, k: usize) -> Cow<'_, [f32]> {
-        pad_rows(x, m, k, PAD)
+    pub fn pad(x: &[f32], m: usize, k: usize) -> Buffer<f32> {
+        padded_rows(x, m, k, PAD)
     }
 }
 
@@ -41,7 +39,7 @@ impl Task for Gemm<'_> {
         let (k, stride) = (view.k, view.k.next_multiple_of(PAD));
         let rows = y.len() / m;
         let batch_size = m.min(BATCH);
-        let mut tile = vec![0.0f32; rows.next_multiple_of(NR) * COLS];
+        let mut tile = Buffer::new(rows.next_multiple_of(NR) * COLS, 0.0f32);
         let mut sums = vec![s.splat(0.0); rows.next_multiple_of(NR) * batch_size];
         for batch in (0..m).step_by(batch_size) {
             let end = (batch + batch_size).min(m);

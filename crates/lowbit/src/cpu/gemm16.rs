@@ -7,6 +7,7 @@
 //! For f32 activations, what either rounding leaves over is rounded to a second integer, and
 //! three products (high high, high low, low high) make one with an error of about 1e-8.
 
+use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::linear::Pool;
 use super::simd::{PEAK16, STEP16, Simd, Task};
@@ -16,7 +17,7 @@ use super::view::{Aligned, Codes, View};
 const STEPS: usize = 8;
 const COLS: usize = STEPS * STEP16;
 /// Most rows of activations for which sums are kept.
-const BATCH: usize = 64;
+const BATCH: usize = 128;
 /// Rows of activations that share a load of weights.
 const MR: usize = 4;
 /// Bytes of a step of codes.
@@ -38,9 +39,9 @@ pub(crate) struct Prepared<'a> {
     /// What the integers of a product stand for, but for the scales of blocks and activations.
     unit: f32,
     /// `[M, K]` in the order of a step.
-    x: Vec<i16>,
+    x: Buffer<i16>,
     /// What is left over of them, in units of `1 / LOW_X`; empty where 16 bits are enough.
-    x_low: Vec<i16>,
+    x_low: Buffer<i16>,
     /// `[M, K / 64]`, rows padded with zeros to whole tiles.
     x_scales: Vec<f32>,
 }
@@ -66,14 +67,14 @@ pub(crate) fn prepare<'a>(
     let peak = table.iter().fold(0.0f32, |peak, v| peak.max(v.abs()));
     let factor = f32::from(i16::MAX) / peak;
     let finite = factor.is_finite() && table.iter().all(|v| v.is_finite());
-    if !finite || !view.k.is_multiple_of(STEP16) {
+    if !finite || view.k % STEP16 != 0 {
         return None;
     }
     let steps = view.k / STEP16;
     let padded = steps.next_multiple_of(STEPS);
     let mut x_scales = vec![0.0f32; m * padded];
-    let mut high = vec![0i16; m * view.k];
-    let mut low = vec![0i16; if split { m * view.k } else { 0 }];
+    let mut high = Buffer::new(m * view.k, 0i16);
+    let mut low = Buffer::new(if split { m * view.k } else { 0 }, 0i16);
     let mut lows = low.chunks_exact_mut(view.k);
     let mut rows_of_x: Vec<Round<'_>> = x
         .chunks_exact(view.k)
@@ -281,7 +282,7 @@ impl Gemm16<'_> {
         let table = s.nibbles16(&p.table);
         let padded = p.steps.next_multiple_of(STEPS);
         let mut buffer = Vec::new();
-        let mut tile = vec![0i16; rows * COLS];
+        let mut tile = Buffer::new(rows * COLS, 0i16);
         let mut scales = vec![[[0.0f32; STEPS]; 2]; rows];
         let mut sums = vec![s.splat(0.0); rows * batch_size];
         for batch in (0..m).step_by(batch_size) {
@@ -313,13 +314,16 @@ impl Gemm16<'_> {
                     scales: &p.x_scales[i * padded + from..][..STEPS],
                 };
                 let mut i = batch;
-                while i + MR <= end {
-                    let x: [Row<'_>; MR] = [x(i), x(i + 1), x(i + 2), x(i + 3)];
-                    tile.multiply::<S, MR, HALVES>(s, x, &mut sums, batch_size, i - batch);
-                    i += MR;
-                }
-                for i in i..end {
-                    tile.multiply::<S, 1, HALVES>(s, [x(i)], &mut sums, batch_size, i - batch);
+                while i < end {
+                    let sums = sums[i - batch..].chunks_mut(batch_size);
+                    if i + MR <= end {
+                        let x: [Row<'_>; MR] = [x(i), x(i + 1), x(i + 2), x(i + 3)];
+                        tile.multiply::<S, MR, HALVES>(s, x, sums);
+                        i += MR;
+                    } else {
+                        tile.multiply::<S, 1, HALVES>(s, [x(i)], sums);
+                        i += 1;
+                    }
                 }
             }
             for (sums, y) in sums.chunks_exact(batch_size).zip(y.chunks_exact_mut(m)) {
@@ -346,43 +350,32 @@ struct Row<'a> {
 }
 
 impl Tile<'_> {
-    /// Adds the products of all rows of the tile with `R` rows of x to their sums.
+    /// Adds the products of all rows of the tile with `R` rows of x to their sums, `R` at the
+    /// front of each chunk.
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const HALVES: bool>(
         &self,
         s: S,
         x: [Row<'_>; R],
-        sums: &mut [S::F],
-        batch_size: usize,
-        at: usize,
+        sums: std::slice::ChunksMut<'_, S::F>,
     ) {
-        let rows = self.w.chunks_exact(COLS).zip(self.scales);
-        for ((w, scales), sums) in rows.zip(sums.chunks_exact_mut(batch_size)) {
-            // Multiplied eight at a time; a broadcast from memory costs nothing.
-            let (mut first, mut second) = ([[0.0f32; STEPS]; R], [[0.0f32; STEPS]; R]);
-            for i in 0..R {
-                for step in 0..STEPS {
-                    first[i][step] = scales[0][step] * x[i].scales[step];
-                    if HALVES {
-                        second[i][step] = scales[1][step] * x[i].scales[step];
-                    }
-                }
-            }
-            let sums = &mut sums[at..at + R];
+        let rows = self.w.chunks_exact(COLS).zip(self.scales).zip(sums);
+        for ((w, scales), sums) in rows {
             let mut acc = [s.splat(0.0); R];
-            acc.copy_from_slice(sums);
+            acc.copy_from_slice(&sums[..R]);
             for step in 0..self.steps.min(STEPS) {
                 let w = s.load_step(&w[step * STEP16..]);
                 for i in 0..R {
+                    let of_x = x[i].scales[step];
                     let scale = if HALVES {
-                        s.scales(first[i][step], second[i][step])
+                        s.scales(scales[0][step] * of_x, scales[1][step] * of_x)
                     } else {
-                        s.scale(first[i][step])
+                        s.scale(scales[0][step] * of_x)
                     };
                     acc[i] = s.dot_step(acc[i], w, &x[i].x[step * STEP16..], scale);
                 }
             }
-            sums.copy_from_slice(&acc);
+            sums[..R].copy_from_slice(&acc);
         }
     }
 }

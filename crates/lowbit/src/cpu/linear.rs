@@ -1,7 +1,5 @@
 //! `y = x wᵀ`: which kernel, over which rows, on how many threads.
 
-use std::borrow::Cow;
-
 use rayon::prelude::*;
 
 use super::dispatch::Isa;
@@ -15,8 +13,12 @@ use crate::DType;
 /// Multiply-adds below which one thread is faster than several: waking one takes as long.
 const PARALLEL_FROM: usize = 1 << 20;
 
-/// Rows of `w` that a thread takes at once.
-pub(crate) const ROWS: usize = 32;
+/// Rows of `w` that a thread takes at once: a tile of f32 fits the first-level cache.
+const ROWS: usize = 16;
+/// The same for tiles of 16-bit integers.
+const ROWS16: usize = 32;
+/// Rows of `y` that are transposed together: a cache line of f32.
+const LINE: usize = 16;
 
 /// `y = x wᵀ + bias`: `w: [N, K]`, `x: [M, K]`, `bias: [N]`, `y: [M, N]`; the lengths are right.
 ///
@@ -50,21 +52,22 @@ fn multiply(
 ) {
     let (n, k) = (view.n, view.k);
     let m = y.len() / n;
-    let sixteen = match precision {
-        DType::F32 if m == 1 && isa.run(SplitsF32) => gemm16::prepare(isa, view, x, m, true, pool),
-        DType::F32 => None,
-        DType::F16 | DType::BF16 => gemm16::prepare(isa, view, x, m, false, pool),
+    let split = precision == DType::F32;
+    let sixteen = if isa.run(Uses16 { m, split }) {
+        gemm16::prepare(isa, view, x, m, split, pool)
+    } else {
+        None
     };
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
     let products = |yt: &mut [f32]| match &sixteen {
-        Some(p) if m == 1 => pool.rows(yt, m, |first, y| isa.run(Gemv16 { p, first, y })),
-        Some(p) => pool.rows(yt, m, |first, y| isa.run(Gemm16 { p, m, first, y })),
+        Some(p) if m == 1 => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemv16 { p, first, y })),
+        Some(p) => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y })),
         None if m == 1 && Gemv::fits(isa, view) => {
-            pool.rows(yt, m, |first, y| isa.run(Gemv { view, x, first, y }));
+            pool.rows(yt, m, ROWS, |first, y| isa.run(Gemv { view, x, first, y }));
         }
         None => {
-            let x: &[f32] = &Gemm::pad(x, m, k);
-            pool.rows(yt, m, |first, y| isa.run(Gemm { view, x, m, first, y }));
+            let x = &Gemm::pad(x, m, k);
+            pool.rows(yt, m, ROWS, |first, y| isa.run(Gemm { view, x, m, first, y }));
         }
     };
     if m == 1 {
@@ -72,9 +75,11 @@ fn multiply(
     } else {
         let mut yt = vec![0.0; n * m];
         products(&mut yt);
-        pool.each(y, n, n * m, |i, row| {
-            for (j, y) in row.iter_mut().enumerate() {
-                *y = yt[j * m + i];
+        pool.each(y, LINE * n, n * m, |i, y| {
+            for (j, yt) in yt.chunks_exact(m).enumerate() {
+                for (row, v) in y.chunks_exact_mut(n).zip(&yt[i * LINE..]) {
+                    row[j] = *v;
+                }
             }
         });
     }
@@ -87,13 +92,19 @@ fn multiply(
     }
 }
 
-struct SplitsF32;
+/// Whether products are taken in 16-bit integers where they can be: the one place that weighs the
+/// kernels against each other, by what `bench linear` showed on each instruction set.
+struct Uses16 {
+    m: usize,
+    /// f32 activations, two integers each.
+    split: bool,
+}
 
-impl Task for SplitsF32 {
+impl Task for Uses16 {
     type Output = bool;
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> bool {
-        S::SPLITS_F32
+        if self.split { S::SPLITS_F32 && self.m == 1 } else { self.m <= S::ROWS16 }
     }
 }
 
@@ -128,23 +139,14 @@ impl Pool {
         }
     }
 
-    /// `f(first row, y)` for blocks of rows of `yt: [N, M]`.
-    fn rows(&self, yt: &mut [f32], m: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
-        self.each(yt, ROWS * m, PARALLEL_FROM, |i, y| f(i * ROWS, y));
+    /// `f(first row, y)` for blocks of `rows` rows of `yt: [N, M]`.
+    fn rows(
+        &self,
+        yt: &mut [f32],
+        m: usize,
+        rows: usize,
+        f: impl Fn(usize, &mut [f32]) + Sync + Send,
+    ) {
+        self.each(yt, rows * m, PARALLEL_FROM, |i, y| f(i * rows, y));
     }
-}
-
-/// `x: [M, K]` with rows padded by zeros to a multiple of `step`; itself if they are.
-pub(crate) fn pad_rows(x: &[f32], m: usize, k: usize, step: usize) -> Cow<'_, [f32]> {
-    let padded = k.next_multiple_of(step);
-    if padded == k {
-        return Cow::Borrowed(x);
-    }
-    let mut out = vec![0.0; m * padded];
-    if k > 0 {
-        for (out, x) in out.chunks_exact_mut(padded).zip(x.chunks_exact(k)) {
-            out[..k].copy_from_slice(x);
-        }
-    }
-    Cow::Owned(out)
 }

@@ -1,5 +1,6 @@
 //! CPU kernels: the specification ([`reference`](mod@reference)) and the fast paths behind [`Cpu`].
 
+mod buffer;
 mod dequantize;
 mod device;
 mod dispatch;
@@ -159,7 +160,7 @@ impl Cpu {
     pub fn linear_transposed<T: Element>(&self, q: &QTensor, dy: &[T], dx: &mut [T]) -> Result<()> {
         const OP: &str = "linear_transposed";
         let (n, k) = rows_cols(q.shape());
-        let m = if n == 0 { dx.len().checked_div(k).unwrap_or(0) } else { dy.len() / n };
+        let m = rows_of(dy.len(), n, dx.len(), k);
         check_len(OP, &format!("numbers of dy, rows of N = {n}"), m * n, dy.len())?;
         check_len(OP, &format!("numbers of dx, {m} rows of K = {k}"), m * k, dx.len())?;
         let view = View::quantized(q);
@@ -280,10 +281,15 @@ fn check_len(op: &'static str, what: &str, expected: usize, got: usize) -> Resul
     Err(Error::argument(op, format!("{expected} {what}"), got.to_string(), "check the shapes"))
 }
 
+/// Rows of `input` numbers in rows of `of`; where those are empty, of the output.
+fn rows_of(input: usize, of: usize, output: usize, of_output: usize) -> usize {
+    input.checked_div(of).or(output.checked_div(of_output)).unwrap_or(0)
+}
+
 fn check_linear(shape: &[usize], x: usize, bias: Option<usize>, y: usize) -> Result<()> {
     const OP: &str = "linear";
     let (n, k) = rows_cols(shape);
-    let m = if k == 0 { y.checked_div(n).unwrap_or(0) } else { x / k };
+    let m = rows_of(x, k, y, n);
     check_len(OP, &format!("numbers of x, rows of K = {k}"), m * k, x)?;
     check_len(OP, &format!("numbers of y, {m} rows of N = {n}"), m * n, y)?;
     check_len(OP, &format!("numbers of bias, N = {n}"), n, bias.unwrap_or(n))

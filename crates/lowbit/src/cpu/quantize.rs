@@ -43,7 +43,7 @@ pub(crate) fn quantize<T: Element>(
         };
         let finite = if w.len() <= PIECE {
             let parts = w.chunks(weights).zip(absmax.chunks_mut(blocks));
-            parts.zip(codes.chunks_mut(bytes)).map(task).all(|finite| finite)
+            parts.zip(codes.chunks_mut(bytes)).all(task)
         } else {
             let parts = w.par_chunks(weights).zip(absmax.par_chunks_mut(blocks));
             parts.zip(codes.par_chunks_mut(bytes)).map(task).reduce(|| true, |a, b| a && b)
@@ -142,6 +142,14 @@ impl RankTable {
         let mut ups = encoder.ups.to_vec();
         ups.resize(encoder.ups.len() + steps + 1, f32::INFINITY);
         RankTable { encoder, base, ups, steps }
+    }
+
+    /// Not compiled into the kernels: vectors only get in the way of table look-ups.
+    #[inline(never)]
+    fn encode(&self, w: &[f32], scaling: Scaling, out: &mut [u8]) {
+        for (w, out) in w.iter().zip(out) {
+            *out = self.code(scaling.apply(*w));
+        }
     }
 
     #[inline(always)]
@@ -273,9 +281,7 @@ impl<S: Simd> Encode<'_, S> {
                 whole
             }
             (Coder::Bytes(table), _) => {
-                for (w, out) in w.iter().zip(&mut codes[at..]) {
-                    *out = table.code(scaling.apply(*w));
-                }
+                table.encode(w, scaling, &mut codes[at..]);
                 w.len()
             }
             _ => 0,

@@ -108,9 +108,9 @@ impl<'a> View<'a> {
         };
         let fits = bits > 0
             && self.k > 0
-            && self.k.is_multiple_of(block_size)
-            && block_size.is_multiple_of(step)
-            && (row_codes * bits).is_multiple_of(8);
+            && self.k % block_size == 0
+            && block_size % step == 0
+            && (row_codes * bits) % 8 == 0;
         fits.then(|| Aligned {
             bytes: self.bytes,
             row_bytes: row_codes * bits / 8,
@@ -165,9 +165,9 @@ impl<'a> View<'a> {
         let (block, within) = blocks.place(row, col);
         let whole = blocks.means.is_none()
             && within == 0
-            && size.is_multiple_of(step)
-            && out.len().is_multiple_of(step)
-            && (at * D::BITS).is_multiple_of(8);
+            && size % step == 0
+            && out.len() % step == 0
+            && (at * D::BITS) % 8 == 0;
         if !whole {
             decode_run(s, d, bytes, at, out);
             return blocks.scale(s, row, col, out);

@@ -11,7 +11,6 @@ fn every_instruction_set_agrees_with_the_reference() {
         let report = run(&Cpu::with(isa), Size::Full);
         assert!(report.failures.is_empty(), "{}: {report}", isa.name());
         assert!(report.cases > 1000, "{} cases", report.cases);
-        println!("{}: {} cases", isa.name(), report.cases);
     }
 }
 

@@ -141,7 +141,6 @@ fn four_bit_tensors_are_those_of_cuda() {
             assert_eq!(dequantized(cpu, &theirs, dtype), expected, "{case}");
         }
         assert!(off as f64 <= CODES_OFF * codes as f64, "{off} of {codes} codes differ");
-        println!("{}: {off} of {codes} 4-bit codes differ", isa.name());
     }
 }
 

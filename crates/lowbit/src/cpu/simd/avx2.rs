@@ -57,6 +57,7 @@ pub(crate) struct Ranks {
 impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = LANES;
+    const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = true;
 
     // SAFETY of this whole block: a value of `Avx2` proves the features that the intrinsics need,
@@ -161,35 +162,41 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn decode_ints(self, codes: &[u8]) -> [__m256; 4] {
         let codes = &codes[..4 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &codes[v * LANES..(v + 1) * LANES];
             // SAFETY: see the top of this block.
-            unsafe {
+            *out = unsafe {
                 let ints = _mm256_cvtepi8_epi32(_mm_loadl_epi64(part.as_ptr().cast()));
                 _mm256_cvtepi32_ps(ints)
-            }
-        })
+            };
+        }
+        out
     }
     #[inline(always)]
     fn decode_bf16(self, bytes: &[u8]) -> [__m256; 4] {
         let bytes = &bytes[..8 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
             // SAFETY: see the top of this block.
-            unsafe {
+            *out = unsafe {
                 let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(part.as_ptr().cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            }
-        })
+            };
+        }
+        out
     }
     #[inline(always)]
     fn decode_f16(self, bytes: &[u8]) -> [__m256; 4] {
         let bytes = &bytes[..8 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
             // SAFETY: see the top of this block.
-            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(part.as_ptr().cast())) }
-        })
+            *out = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(part.as_ptr().cast())) };
+        }
+        out
     }
     #[inline(always)]
     fn encode_bf16(self, v: [__m256; 4], out: &mut [bf16]) {
@@ -252,9 +259,16 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_step(self, w: &[i16]) -> [__m256i; 4] {
-        let w = &w[..STEP16];
+        let w: [&[i16]; 4] = [&w[..16], &w[16..32], &w[32..48], &w[48..64]];
         // SAFETY: see the top of this block.
-        std::array::from_fn(|i| unsafe { _mm256_loadu_si256(w[16 * i..].as_ptr().cast()) })
+        unsafe {
+            [
+                _mm256_loadu_si256(w[0].as_ptr().cast()),
+                _mm256_loadu_si256(w[1].as_ptr().cast()),
+                _mm256_loadu_si256(w[2].as_ptr().cast()),
+                _mm256_loadu_si256(w[3].as_ptr().cast()),
+            ]
+        }
     }
     #[inline(always)]
     fn store_step(self, w: [__m256i; 4], out: &mut [i16]) {

@@ -53,6 +53,7 @@ pub(crate) struct Ranks {
 impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = LANES;
+    const ROWS16: usize = 12;
     const SPLITS_F32: bool = false;
 
     // SAFETY of this whole block: a value of `Avx512` proves the features that the intrinsics
@@ -125,47 +126,55 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m512; 4] {
         let codes = &codes[..4 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &codes[v * LANES..(v + 1) * LANES];
             // SAFETY: see the top of this block; a byte is an index below 256.
-            unsafe {
+            *out = unsafe {
                 let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(part.as_ptr().cast()));
                 _mm512_i32gather_ps::<4>(index, table.as_ptr())
-            }
-        })
+            };
+        }
+        out
     }
     #[inline(always)]
     fn decode_ints(self, codes: &[u8]) -> [__m512; 4] {
         let codes = &codes[..4 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &codes[v * LANES..(v + 1) * LANES];
             // SAFETY: see the top of this block.
-            unsafe {
+            *out = unsafe {
                 let ints = _mm512_cvtepi8_epi32(_mm_loadu_si128(part.as_ptr().cast()));
                 _mm512_cvtepi32_ps(ints)
-            }
-        })
+            };
+        }
+        out
     }
     #[inline(always)]
     fn decode_bf16(self, bytes: &[u8]) -> [__m512; 4] {
         let bytes = &bytes[..8 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
             // SAFETY: see the top of this block.
-            unsafe {
+            *out = unsafe {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(part.as_ptr().cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-            }
-        })
+            };
+        }
+        out
     }
     #[inline(always)]
     fn decode_f16(self, bytes: &[u8]) -> [__m512; 4] {
         let bytes = &bytes[..8 * LANES];
-        std::array::from_fn(|v| {
+        let mut out = [self.splat(0.0); 4];
+        for (v, out) in out.iter_mut().enumerate() {
             let part = &bytes[v * 2 * LANES..(v + 1) * 2 * LANES];
             // SAFETY: see the top of this block.
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(part.as_ptr().cast())) }
-        })
+            *out = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(part.as_ptr().cast())) };
+        }
+        out
     }
     #[inline(always)]
     fn encode_bf16(self, v: [__m512; 4], out: &mut [bf16]) {
@@ -219,9 +228,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn load_step(self, w: &[i16]) -> [__m512i; 2] {
-        let w = &w[..STEP16];
+        let (even, odd) = (&w[..32], &w[32..64]);
         // SAFETY: see the top of this block.
-        std::array::from_fn(|i| unsafe { _mm512_loadu_si512(w[32 * i..].as_ptr().cast()) })
+        unsafe {
+            [_mm512_loadu_si512(even.as_ptr().cast()), _mm512_loadu_si512(odd.as_ptr().cast())]
+        }
     }
     #[inline(always)]
     fn store_step(self, w: [__m512i; 2], out: &mut [i16]) {

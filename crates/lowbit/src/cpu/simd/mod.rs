@@ -37,6 +37,8 @@ pub(crate) trait Task {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type F: Copy;
+    /// Most rows of 16-bit activations for which 16-bit integers are faster than f32.
+    const ROWS16: usize;
     /// Whether three products of 16-bit integers are faster than one of decoded f32 weights.
     const SPLITS_F32: bool;
     /// Its length. Decoders yield `4 * LANES` weights at once.

@@ -44,6 +44,7 @@ pub(crate) struct Ranks {
 impl Simd for Neon {
     type F = float32x4_t;
     const LANES: usize = LANES;
+    const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = false;
 
     // SAFETY of this whole block: NEON is part of the target, and every access through a pointer

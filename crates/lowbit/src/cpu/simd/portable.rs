@@ -39,6 +39,7 @@ fn nibble<const LOW_FIRST: bool>(codes: &[u8], i: usize) -> usize {
 impl Simd for Portable {
     type F = F;
     const LANES: usize = LANES;
+    const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = false;
 
     #[inline(always)]
