@@ -68,7 +68,6 @@ pub fn quantize(
         check_double_quant(options.format)?;
     }
     let checkpoint = Checkpoint::open(input)?;
-    refuse_quantized(&checkpoint)?;
     let selection = Selection {
         format: options.format,
         skip: &options.skip,
@@ -77,6 +76,9 @@ pub fn quantize(
     };
     let jobs = checkpoint.entries().iter().map(|entry| job(entry, &selection, options));
     let jobs: Vec<Job<'_>> = jobs.collect::<Result<_>>()?;
+    if let Some(method) = checkpoint.config().and_then(config::method) {
+        return Err(already_quantized(input, format!("a model quantized by {method}")));
+    }
     if checkpoint.directory().is_some() && jobs.iter().all(|job| job.left.is_some()) {
         return Err(Error::file(
             input,
@@ -91,7 +93,7 @@ pub fn quantize(
         let dtype = first.and_then(|job| weight_dtype(job.entry.dtype));
         let how = Quantization {
             format: options.format,
-            block_size: options.block_size,
+            block_size: common_block_size(options),
             double_quant: options.double_quant,
             dtype: config_dtype(old).or(dtype).unwrap_or(DType::F32),
             skip_modules: skip_modules.as_deref(),
@@ -101,15 +103,15 @@ pub fn quantize(
     run(&checkpoint, output, &jobs, config.as_ref(), &options.write, progress)
 }
 
-fn refuse_quantized(checkpoint: &Checkpoint) -> Result<()> {
-    let tensor = checkpoint.entries().iter().find(|e| e.format.is_some());
-    let got = match (tensor, checkpoint.config().and_then(config::method)) {
-        (Some(entry), _) => format!("{} for {:?}", entry.format_name(), entry.name),
-        (None, Some(method)) => format!("a model quantized by {method}"),
-        (None, None) => return Ok(()),
-    };
+/// The block size of all tensors; `None` where each row is a block.
+fn common_block_size(options: &QuantizeOptions) -> Option<usize> {
+    let QuantizeOptions { format, block_size, .. } = options;
+    if format.block_sizes().is_empty() { None } else { format.block_size(*block_size, 1).ok() }
+}
+
+fn already_quantized(path: &Path, got: String) -> Error {
     let help = "dequantize it first, or start from the original";
-    Err(Error::file(checkpoint.path(), "weights that are not quantized", got, help))
+    Error::file(path, "weights that are not quantized", got, help)
 }
 
 fn job<'a>(
@@ -117,14 +119,15 @@ fn job<'a>(
     selection: &Selection<'_>,
     options: &'a QuantizeOptions,
 ) -> Result<Job<'a>> {
-    let left = selection.left(entry);
-    let (data, dtype) = match (entry.dense_bytes(), weight_dtype(entry.dtype), left) {
-        (Some(data), _, Some(reason)) => return Ok(Job::copy(entry, data, reason)),
-        (Some(data), Some(dtype), None) => (data, dtype),
-        (None, ..) | (_, None, _) => {
-            let help = "dequantize it first";
-            let got = entry.format_name();
-            return Err(Error::tensor(entry.file(), &entry.name, "a dense weight", got, help));
+    let Some(data) = entry.dense_bytes() else {
+        let got = format!("{} for {:?}", entry.format_name(), entry.name);
+        return Err(already_quantized(entry.file(), got));
+    };
+    let dtype = match (selection.left(entry), weight_dtype(entry.dtype)) {
+        (None, Some(dtype)) => dtype,
+        (reason, _) => {
+            let reason = reason.unwrap_or(Reason::NotFloat(entry.dtype));
+            return Ok(Job::copy(entry, data, reason));
         }
     };
     let target = Target {

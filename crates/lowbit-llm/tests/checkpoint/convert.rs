@@ -289,7 +289,7 @@ fn transformers_is_told_which_layers_are_not_what_it_expects() {
     assert_eq!(config["llm_int8_skip_modules"], serde_json::Value::Null, "it is left anyway");
     let (method, config) = skip_modules("d", "mxfp4", &[], &["embed_tokens"]);
     assert_eq!(method, "lowbit");
-    assert_eq!(config["quant_type"], "mxfp4");
+    assert_eq!((&config["quant_type"], &config["block_size"]), (&"mxfp4".into(), &32.into()));
     let embedded = Checkpoint::open(&dir.path().join("d")).unwrap();
     assert_eq!(embedded.entry("model.embed_tokens.weight").unwrap().format_name(), "mxfp4");
 }
@@ -355,7 +355,12 @@ fn what_is_quantized_already_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("out");
     let help = "dequantize it first";
-    refused(&golden("tiny-nf4"), &output, &nf4(), &["weights that are not quantized", "nf4", help]);
+    refused(
+        &golden("tiny-nf4"),
+        &output,
+        &nf4(),
+        &["weights that are not quantized", "nf4 for", help],
+    );
     let file = golden("tiny-int8").join("model.safetensors");
     refused(&file, &output, &nf4(), &["int8 for \"model.layers.0.mlp.down_proj.weight\"", help]);
     let input = dir.path().join("gptq");
