@@ -1,6 +1,7 @@
 //! Ctrl-C: the first press asks the work to stop, so that it can put things away; the second, or one
 //! while the program only waits, ends it on the spot.
 
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -71,6 +72,10 @@ fn on_press() {
         if let Some(directory) = litter.as_deref() {
             // The system clears temporary directories some day, should this fail.
             let _ = std::fs::remove_dir_all(directory);
+        }
+        if std::io::stderr().is_terminal() {
+            // The shell's prompt goes on a line of its own, not after the terminal's ^C.
+            let _ = writeln!(std::io::stderr());
         }
         std::process::exit(STATUS);
     }

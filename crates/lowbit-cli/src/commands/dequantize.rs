@@ -9,18 +9,18 @@ use crate::args;
 use crate::commands::convert::{ConvertArgs, Watch, print_report};
 use crate::failure::Result;
 
-/// Turn a quantized model or safetensors file back into plain numbers
+/// Turn a quantized model or file back into plain numbers
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   lowbit dequantize models/tinybard-nf4dq tinybard-bf16
   lowbit dequantize weights-fp4.safetensors weights.safetensors --dtype f32")]
 pub struct Args {
-    #[command(flatten)]
-    convert: ConvertArgs,
     /// Type of the numbers [default: what each tensor had before it was quantized]
     #[arg(long, value_name = "TYPE", value_parser = args::dtype())]
     dtype: Option<DType>,
+    #[command(flatten)]
+    convert: ConvertArgs,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result {

@@ -68,12 +68,12 @@ impl Row {
         })
     }
 
-    /// `32..4096`, `32`, or `row`.
+    /// `32..4096 (64)`, the default last; `32`; or `row`.
     fn block_range(&self) -> String {
         match self.block_sizes.as_deref() {
             None | Some([]) => "row".into(),
             Some([only]) => only.to_string(),
-            Some([first, .., last]) => format!("{first}..{last}, usually {}", self.block_size),
+            Some([first, .., last]) => format!("{first}..{last} ({})", self.block_size),
         }
     }
 }
@@ -111,8 +111,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     let [n, k] = SHAPE;
     writeln!(
         out,
-        "\nbits: per weight of a {n} x {k} tensor, scales included; double: with the scales\n\
-         quantized as well (--double-quant)."
+        "\nbits: per weight of a {n}x{k} tensor, scales included; double: with the scales\n\
+         quantized as well (--double-quant); block size: weights that share a scale."
     )?;
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::ui;
 #[command(after_help = "\
 Examples:
   lowbit generate models/tinybard --prompt 'ROMEO:'
-  lowbit generate models/tinybard --prompt 'ROMEO:' --temperature 0.8 --top-p 0.95 --seed 7
+  lowbit generate models/tinybard --prompt 'ROMEO:' --temperature 0.8 --seed 7
   lowbit generate models/tinybard --prompt - --json < prompt.txt
 
 Without sampling options the likeliest token is always taken; --top-k, --top-p and --min-p without \

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use lowbit::formats;
 use lowbit_llm::{Checkpoint, Entry};
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use crate::commands::print_json;
 use crate::failure::Result;
 use crate::ui::{self, Align, Table};
 
-/// Show the tensors of a model: format, shape, bytes, bits per weight
+/// Show the tensors of a model: format, shape, size, bits
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -65,6 +66,17 @@ impl<'a> Row<'a> {
             double_quantized: entry.double_quantized,
         }
     }
+
+    /// Its format with what is not as usual: `nf4`, `nf4 b128 dq`.
+    fn stored(&self) -> String {
+        let k = self.shape.iter().skip(1).product();
+        let usual = formats::by_name(&self.format).and_then(|f| f.block_size(None, k)).ok();
+        let block = match self.block_size {
+            Some(b) if usual != Some(b) => format!(" b{b}"),
+            _ => String::new(),
+        };
+        format!("{}{block}{}", self.format, if self.double_quantized { " dq" } else { "" })
+    }
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result {
@@ -87,7 +99,6 @@ fn print(report: &Report, out: &mut dyn Write) -> Result {
         ("tensor", Align::Left),
         ("format", Align::Left),
         ("shape", Align::Right),
-        ("block", Align::Right),
         ("size", Align::Right),
         ("bits", Align::Right),
     ]);
@@ -95,9 +106,8 @@ fn print(report: &Report, out: &mut dyn Write) -> Result {
         let shape: Vec<String> = row.shape.iter().map(usize::to_string).collect();
         table.row([
             ui::printable(row.name),
-            if row.double_quantized { format!("{} dq", row.format) } else { row.format.clone() },
+            row.stored(),
             shape.join("x"),
-            row.block_size.map_or("-".into(), |b| b.to_string()),
             ui::bytes(row.bytes),
             format!("{:.3}", row.bits_per_weight),
         ]);
@@ -111,7 +121,11 @@ fn print(report: &Report, out: &mut dyn Write) -> Result {
         ui::count(weights),
         ui::bytes(bytes),
     )?;
-    if report.tensors.iter().any(|row| row.double_quantized) {
+    let stored: Vec<String> = report.tensors.iter().map(Row::stored).collect();
+    if stored.iter().any(|text| text.contains(" b")) {
+        writeln!(out, "b: weights that share a scale, where not as many as usual")?;
+    }
+    if stored.iter().any(|text| text.ends_with(" dq")) {
         writeln!(out, "dq: the scales are quantized as well (double quantization)")?;
     }
     Ok(())

@@ -16,15 +16,13 @@ use crate::failure::Result;
 Examples:
   lowbit quantize models/tinybard tinybard-nf4
   lowbit quantize models/tinybard tinybard-nf4dq --format nf4 --double-quant
-  lowbit quantize MODEL OUT --format int8 --skip '\\.down_proj\\.' --include '^lm_head'
-  lowbit quantize weights.safetensors weights-fp4.safetensors --format fp4 --block-size 128
+  lowbit quantize MODEL OUT --format int8 --skip down_proj --include lm_head
+  lowbit quantize in.safetensors out.safetensors --format fp4 --block-size 128
 
 Of a model, the linear layers are quantized; lm_head, embeddings and norms stay as they are. Of a \
 bare file, every floating-point tensor whose name ends in `weight`. bitsandbytes and transformers \
 load the result where the format is theirs (`lowbit formats` tells).")]
 pub struct Args {
-    #[command(flatten)]
-    convert: ConvertArgs,
     /// The format
     #[arg(long, value_name = "F", default_value = "nf4", value_parser = args::format())]
     format: &'static Format,
@@ -40,6 +38,8 @@ pub struct Args {
     /// Quantize tensors whose name this finds, though left by default; repeatable
     #[arg(long, value_name = "REGEX", value_parser = args::regex)]
     include: Vec<Regex>,
+    #[command(flatten)]
+    convert: ConvertArgs,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result {

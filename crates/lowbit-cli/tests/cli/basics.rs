@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use lowbit::formats;
 
-use crate::support::{Run, command, finish, lowbit};
+use crate::support::{Run, command, finish, lowbit, root};
 
 const COMMANDS: [&str; 11] = [
     "demo",
@@ -102,6 +102,15 @@ fn formats_lists_the_whole_table() {
     assert_eq!(listed[0]["bits_per_weight"], 4.5);
     let double = listed[0]["bits_per_weight_double_quantized"].as_f64().expect("a number");
     assert!((double - 4.127).abs() < 1e-3, "{double}");
+}
+
+/// `lowbit formats --markdown` makes the table in the README.
+#[test]
+fn the_readme_has_the_table_of_formats() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README");
+    let (_, rest) = readme.split_once("<!-- formats:begin -->\n").expect("its begin");
+    let (table, _) = rest.split_once("<!-- formats:end -->").expect("its end");
+    assert_eq!(table, lowbit(&["formats", "--markdown"]).succeeds());
 }
 
 #[test]

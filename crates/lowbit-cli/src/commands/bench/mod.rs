@@ -61,7 +61,7 @@ const LINEAR_EXAMPLES: &str = "\
 Examples:
   lowbit bench linear
   lowbit bench linear --rows 1 --dtype f32,bf16 --seconds 3
-  lowbit bench linear --format nf4 --double-quant --shape 4096x4096 --shape 4096x11008 --json
+  lowbit bench linear --double-quant --shape 4096x4096,4096x11008 --json
 
 Weights are rotated over more than the last-level cache, so every call finds them in memory. \
 gb_s and gflop_s are taken from the median; floor_ms is what the memory bandwidth and the \

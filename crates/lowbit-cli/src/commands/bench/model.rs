@@ -45,7 +45,7 @@ pub struct Args {
 }
 
 /// Passes of one token that are compared with one pass over all of them.
-const CHECKED_TOKENS: usize = 16;
+const CHECKED_TOKENS: usize = 64;
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     let loaded = args.run.open(&args.model)?;

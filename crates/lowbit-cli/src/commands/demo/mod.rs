@@ -28,7 +28,7 @@ use show::{Column, bar, columns, heading};
 #[command(after_help = "\
 Examples:
   lowbit demo
-  lowbit demo --full               # evaluate on the whole text; takes a few minutes
+  lowbit demo --full             # evaluate on the whole text: minutes
   lowbit demo --format fp4 --seed 3
 
 Nothing is kept: what it writes goes to a temporary directory. A model of your own needs a text \
