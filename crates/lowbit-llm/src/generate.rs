@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use lowbit::device::KvCache;
 use serde_json::Value;
 
-use crate::config::{Config, Fields, count, positive, token_ids};
+use crate::config::Config;
+use crate::fields::{Fields, count, positive, token_ids};
 use crate::models::{Logits, Model};
 use crate::sampling::{Sampler, Sampling};
 use crate::tokenizer::read_json_if_there;

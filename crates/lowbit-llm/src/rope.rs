@@ -9,7 +9,7 @@ use std::f32::consts::PI;
 use lowbit::device::Rope;
 
 use crate::Result;
-use crate::config::{Fields, INCONSISTENT, OTHER_MODEL, positions, positive, text};
+use crate::fields::{Fields, INCONSISTENT, OTHER_MODEL, positions, positive, text};
 
 /// `rope_theta` where a file has none.
 const DEFAULT_THETA: f32 = 10_000.0;

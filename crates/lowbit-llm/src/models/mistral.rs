@@ -4,7 +4,8 @@ use super::layers::{Biases, Block};
 use super::loader::Loader;
 use super::{Defaults, ModelType};
 use crate::Result;
-use crate::config::{Config, Fields, positions};
+use crate::config::Config;
+use crate::fields::{Fields, positions};
 
 pub(super) static MISTRAL: ModelType = ModelType {
     name: "mistral",

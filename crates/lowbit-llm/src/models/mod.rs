@@ -19,7 +19,8 @@ pub use layers::Tap;
 use layers::{Block, Linear, Norm, Pass};
 use loader::Loader;
 
-use crate::config::{Config, Fields};
+use crate::config::Config;
+use crate::fields::Fields;
 use crate::{Checkpoint, Error, Result};
 
 /// Every model type that can run.
@@ -169,9 +170,9 @@ impl Model {
             capacity: max_context,
         };
         let (bytes, available) = (shape.bytes(size_of::<f32>()), available_memory());
-        if available.is_some_and(|available| bytes > available) {
+        if let Some(available) = available.filter(|available| bytes > *available) {
             let per_position = (bytes / max_context.max(1) as u64).max(1);
-            let fits = available.unwrap_or(0) / per_position;
+            let fits = available / per_position;
             let help = format!(
                 "a context of {max_context} positions takes {per_position} bytes each; lower \
                  --max-context, to at most {fits} with the memory that is free now"
@@ -236,7 +237,10 @@ impl Model {
 fn available_memory() -> Option<u64> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let machine = Some(system.available_memory()).filter(|bytes| *bytes > 0);
-    let container = system.cgroup_limits().map(|limits| limits.free_memory);
-    machine.into_iter().chain(container).min()
+    if system.total_memory() == 0 {
+        return None;
+    }
+    // What a container has used counts without its page cache, which makes room when it must.
+    let container = system.cgroup_limits().map(|c| c.total_memory.saturating_sub(c.rss));
+    Some(system.available_memory()).into_iter().chain(container).min()
 }

@@ -4,7 +4,8 @@ use super::layers::{Biases, Block};
 use super::loader::Loader;
 use super::{Defaults, ModelType};
 use crate::Result;
-use crate::config::{Config, Fields, INCONSISTENT, OTHER_MODEL, positions};
+use crate::config::Config;
+use crate::fields::{Fields, INCONSISTENT, OTHER_MODEL, positions};
 
 pub(super) static QWEN2: ModelType = ModelType {
     name: "qwen2",

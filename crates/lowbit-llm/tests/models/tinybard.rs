@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use lowbit::DType;
+use lowbit::{DType, formats};
+use lowbit_llm::convert::{QuantizeOptions, quantize};
 use lowbit_llm::eval::{Evaluation, evaluate};
 use lowbit_llm::generate::{Options, Session};
 use lowbit_llm::sampling::Sampling;
@@ -17,6 +18,12 @@ const WINDOW: usize = 256;
 fn validation() -> Vec<u32> {
     let text = std::fs::read_to_string(tinybard().join("validation.txt")).unwrap();
     Tokenizer::open(&tinybard()).unwrap().encode(&text).unwrap()
+}
+
+/// What transformers and bitsandbytes gave on CUDA.
+fn reference() -> Value {
+    let bytes = std::fs::read(tinybard().join("reference.json")).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
 }
 
 fn nf4dq() -> Model {
@@ -58,19 +65,47 @@ fn figures_are_those_of_transformers_in_f32() {
 }
 
 /// The whole text, against what bitsandbytes' CUDA kernels gave.
+fn perplexity_is_that_of_bitsandbytes(name: &str, directory: &Path) {
+    let checkpoint = Checkpoint::open(directory).unwrap();
+    let model = Model::load(&checkpoint, cpu(DType::BF16), &mut |_, _| {}).unwrap();
+    let got = measure(&model, None, &validation());
+    let expected = &reference()["ppl"][name];
+    assert_eq!(got.tokens as u64, expected[1].as_u64().unwrap());
+    close(got.perplexity, &expected[0], 5e-3);
+}
+
+/// The same for the model as our own quantizer leaves it.
+fn quantized_perplexity_is_that_of_bitsandbytes(name: &str, format: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let quantized = directory.path().join("quantized");
+    let options = QuantizeOptions::new(formats::by_name(format).unwrap());
+    quantize(&tinybard(), &quantized, &options, &()).unwrap();
+    perplexity_is_that_of_bitsandbytes(name, &quantized);
+}
+
 #[test]
-fn perplexity_is_that_of_bitsandbytes() {
-    let reference: Value =
-        serde_json::from_slice(&std::fs::read(tinybard().join("reference.json")).unwrap()).unwrap();
-    let tokens = validation();
-    for (name, directory) in [("bf16", "models/tinybard"), ("nf4dq", "models/tinybard-nf4dq")] {
-        let checkpoint = Checkpoint::open(&repository().join(directory)).unwrap();
-        let model = Model::load(&checkpoint, cpu(DType::BF16), &mut |_, _| {}).unwrap();
-        let got = measure(&model, None, &tokens);
-        let expected = &reference["ppl"][name];
-        assert_eq!(got.tokens as u64, expected[1].as_u64().unwrap());
-        close(got.perplexity, &expected[0], 5e-3);
-    }
+fn perplexity_in_bf16() {
+    perplexity_is_that_of_bitsandbytes("bf16", &tinybard());
+}
+
+#[test]
+fn perplexity_of_the_checkpoint_from_cuda() {
+    perplexity_is_that_of_bitsandbytes("nf4dq", &repository().join("models/tinybard-nf4dq"));
+}
+
+#[test]
+fn perplexity_in_nf4() {
+    quantized_perplexity_is_that_of_bitsandbytes("nf4", "nf4");
+}
+
+#[test]
+fn perplexity_in_fp4() {
+    quantized_perplexity_is_that_of_bitsandbytes("fp4", "fp4");
+}
+
+#[test]
+fn perplexity_in_int8() {
+    quantized_perplexity_is_that_of_bitsandbytes("int8", "int8");
 }
 
 fn greedy(directory: &Path, prompt: &[u32], count: usize) -> Vec<u32> {
@@ -87,8 +122,7 @@ fn greedy(directory: &Path, prompt: &[u32], count: usize) -> Vec<u32> {
 
 #[test]
 fn greedy_text_is_that_of_transformers() {
-    let reference: Value =
-        serde_json::from_slice(&std::fs::read(tinybard().join("reference.json")).unwrap()).unwrap();
+    let reference = reference();
     let ids = |value: &Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     };
