@@ -9,6 +9,7 @@ mod gemm16;
 mod gemv;
 mod linear;
 pub mod measure;
+mod outliers;
 mod quantize;
 pub mod reference;
 mod simd;
@@ -17,6 +18,7 @@ mod view;
 
 pub use device::CpuDevice;
 pub use dispatch::Isa;
+pub use outliers::WithoutOutliers;
 
 use std::borrow::Cow;
 use std::sync::Arc;

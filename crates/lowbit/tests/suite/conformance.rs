@@ -14,6 +14,16 @@ fn every_instruction_set_agrees_with_the_reference() {
     }
 }
 
+/// Short enough for the emulator of `scripts/test-avx512`.
+#[test]
+fn every_instruction_set_passes_the_quick_suite() {
+    for isa in Isa::available() {
+        let report = run(&Cpu::with(isa), Size::Quick);
+        assert!(report.failures.is_empty(), "{}: {report}", isa.name());
+        println!("{}: {} cases", isa.name(), report.cases);
+    }
+}
+
 /// A format that uses every part of the vocabulary that the table does not use yet: codes that
 /// stand for vectors, a codebook stored with the tensor, padded rows, two scale tensors.
 static VECTORS: Format = Format {

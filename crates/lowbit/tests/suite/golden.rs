@@ -238,12 +238,30 @@ fn double_quantization_is_that_of_cuda() {
 #[test]
 fn int8_rows_are_those_of_cuda() {
     for isa in Isa::available() {
-        let cpu = Cpu::with(isa);
-        let x = numbers("int8.thr0.0.x");
-        let shape = GOLDEN.tensor("int8.thr0.0.x").unwrap().shape().to_vec();
-        let q = quantize(cpu, "int8", &x, &shape, shape[1]);
-        assert_eq!(bits(&q.scales().to_f32()), bits(&f32s("int8.thr0.0.row_stats")));
-        assert_eq!(differing(q.codes(), bytes("int8.thr0.0.codes")), 0);
+        for case in cases("int8.", ".codes") {
+            let x: Vec<half::f16> =
+                numbers(&format!("{case}.x")).1.into_iter().map(half::f16::from_f32).collect();
+            let shape: [usize; 2] =
+                GOLDEN.tensor(&format!("{case}.x")).unwrap().shape().try_into().unwrap();
+            let threshold = case.strip_prefix("int8.thr").unwrap().parse().unwrap();
+            let format = formats::by_name("int8").unwrap();
+            let split = Cpu::with(isa).quantize_without_outliers(format, &x, shape, threshold);
+            let split = split.unwrap();
+            let stats = f32s(&format!("{case}.row_stats"));
+            assert_eq!(bits(&split.codes.scales().to_f32()), bits(&stats), "{case}");
+            assert_eq!(
+                differing(split.codes.codes(), bytes(&format!("{case}.codes"))),
+                0,
+                "{case}"
+            );
+            let columns: Vec<usize> = if threshold == 0.0 {
+                Vec::new()
+            } else {
+                let columns = bytes(&format!("{case}.outlier_cols")).chunks_exact(8);
+                columns.map(|b| usize::from(b[0])).collect()
+            };
+            assert_eq!(split.columns, columns, "{case}");
+        }
     }
 }
 
