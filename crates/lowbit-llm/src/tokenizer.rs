@@ -26,10 +26,13 @@ impl Tokenizer {
     pub fn open(directory: &Path) -> Result<Self> {
         let path = directory.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|reason| {
+        let malformed = |reason: tokenizers::Error| {
             let help = "take tokenizer.json from where the weights come from";
             Error::file(&path, "a tokenizer", reason.to_string(), help)
-        })?;
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
+        // Left over from training in some files; a text is neither cut nor filled up here.
+        inner.with_truncation(None).map_err(malformed)?.with_padding(None);
         let path = directory.join("tokenizer_config.json");
         let config = read_json_if_there(&path)?.unwrap_or_default();
         let mut tokenizer = Tokenizer { inner, config };

@@ -5,7 +5,7 @@ use lowbit_llm::models::{Logits, Tap};
 use lowbit_llm::{Checkpoint, Model, Result};
 use serde_json::json;
 
-use crate::{golden, load, with_config};
+use crate::{golden, load, repository, with_config};
 
 const MODELS: [&str; 7] = [
     "llama-linear-rope-biases",
@@ -121,6 +121,26 @@ fn weights_that_do_not_fit_the_config_are_named() {
         let error = load(with_config(name, changes.clone()).path()).unwrap_err().to_string();
         assert!(error.contains(&format!("{tensor:?}")), "{name} with {changes}: {error}");
         assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+/// bitsandbytes' own files: quantized logits point where those of bf16 do.
+#[test]
+fn checkpoints_of_bitsandbytes_run() {
+    let ids: Vec<u32> = (0..32).map(|i| i * 13 % 512).collect();
+    let logits = |name: &str| {
+        let model = load(&repository().join("golden/checkpoints").join(name)).unwrap();
+        run(&model, &ids, [ids.len()]).unwrap()
+    };
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let original = logits("tiny-bf16");
+    for (name, least) in
+        [("tiny-int8", 0.999), ("tiny-nf4", 0.95), ("tiny-nf4-dq", 0.95), ("tiny-fp4", 0.93)]
+    {
+        let quantized = logits(name);
+        let cosine = dot(&original, &quantized)
+            / (dot(&original, &original) * dot(&quantized, &quantized)).sqrt();
+        assert!(cosine > least && cosine < 1.0 - 1e-9, "{name}: {cosine}");
     }
 }
 

@@ -78,6 +78,22 @@ fn bos_is_added_only_where_the_tokenizer_says_so() {
 }
 
 #[test]
+fn a_text_is_neither_cut_nor_padded() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut json: Value =
+        serde_json::from_slice(&fs::read(tinybard().join("tokenizer.json")).unwrap()).unwrap();
+    json["truncation"] = json!({ "direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                                 "stride": 0 });
+    json["padding"] = json!({ "strategy": { "Fixed": 64 }, "direction": "Right",
+                              "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+                              "pad_token": "<s>" });
+    fs::write(directory.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let text = "Once more unto the breach, dear friends, once more";
+    let ids = Tokenizer::open(directory.path()).unwrap().encode(text).unwrap();
+    assert_eq!(ids, Tokenizer::open(&tinybard()).unwrap().encode(text).unwrap());
+}
+
+#[test]
 fn broken_files_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let error = |text: Option<&str>| {
