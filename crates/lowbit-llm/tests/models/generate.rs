@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 
+use lowbit::DType;
 use lowbit_llm::generate::{GenerationDefaults, Options, Session, Stop};
 use lowbit_llm::models::Logits;
 use lowbit_llm::sampling::Sampling;
-use lowbit_llm::{Config, Model};
+use lowbit_llm::{Checkpoint, Config, Model};
 use serde_json::json;
 
-use crate::{golden, golden_json, load};
+use crate::counting::Counting;
+use crate::{cpu, golden, golden_json, load};
 
 fn model() -> Model {
     load(&golden("mistral-window")).unwrap()
@@ -63,6 +66,20 @@ fn greedy_takes_the_likeliest_token_each_time() {
         &mut go_on,
     );
     assert_eq!(again.unwrap().tokens, expected);
+}
+
+/// A device may queue a whole token: the model waits for it once, and greedy for one number.
+#[test]
+fn a_token_is_read_back_once() {
+    let device = Arc::new(Counting { inner: cpu(DType::F32), reads: Mutex::default() });
+    let checkpoint = Checkpoint::open(&golden("mistral-window")).unwrap();
+    let model = Model::load(&checkpoint, device.clone(), &mut |_, _| {}).unwrap();
+    let sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+    for (options, numbers) in [(options(5), 1), (Options { sampling, ..options(5) }, 96)] {
+        let mut session = Session::new(&model, 64).unwrap();
+        session.generate(&PROMPT, &options, &mut go_on).unwrap();
+        assert_eq!(std::mem::take(&mut *device.reads.lock().unwrap()), [numbers; 5]);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod chat;
 mod config;
+mod counting;
 mod generate;
 mod logits;
 mod sampling;
