@@ -77,6 +77,12 @@ pub fn positive(text: &str) -> std::result::Result<f32, String> {
     not_negative(text).ok().filter(|x| *x > 0.0).ok_or("expected a number above 0".into())
 }
 
+/// Seconds, an hour at most.
+pub fn seconds(text: &str) -> std::result::Result<f32, String> {
+    let expected = "expected seconds, above 0 and at most 3600";
+    positive(text).ok().filter(|s| *s <= 3600.0).ok_or(expected.into())
+}
+
 /// A number from 0 to 1.
 pub fn fraction(text: &str) -> std::result::Result<f32, String> {
     not_negative(text).ok().filter(|x| *x <= 1.0).ok_or("expected a number from 0 to 1".into())

@@ -10,6 +10,7 @@ mod commands;
 mod device;
 mod failure;
 mod interrupt;
+mod machine;
 mod model;
 mod sampling;
 mod ui;

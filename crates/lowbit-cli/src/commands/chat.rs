@@ -75,7 +75,14 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
             }
             said => {
                 interrupt.reset();
-                chat.answer(said, out, interrupt)?;
+                match chat.answer(said, out, interrupt) {
+                    // A person can say something else.
+                    Err(Failure::Failed(why)) if person => {
+                        chat.messages.pop();
+                        writeln!(out, "{}", ui::printable(&why))?;
+                    }
+                    answered => answered?,
+                }
             }
         }
     }

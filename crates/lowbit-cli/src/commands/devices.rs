@@ -4,10 +4,10 @@ use std::io::Write;
 
 use lowbit::cpu::Isa;
 use serde::Serialize;
-use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::commands::print_json;
 use crate::failure::Result;
+use crate::machine;
 use crate::ui::{self, Align, Table};
 
 /// List the devices of this machine
@@ -62,18 +62,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
 }
 
 fn cpu() -> Device {
-    let system = System::new_with_specifics(
-        RefreshKind::nothing()
-            .with_cpu(CpuRefreshKind::nothing())
-            .with_memory(MemoryRefreshKind::nothing().with_ram()),
-    );
-    let name = system.cpus().first().map_or("", |cpu| cpu.brand().trim());
+    let memory = machine::memory();
     Device {
         device: "cpu",
-        name: if name.is_empty() { std::env::consts::ARCH.into() } else { name.into() },
+        name: machine::processor(),
         instruction_sets: Isa::available().into_iter().map(Isa::name).collect(),
         threads: rayon::current_num_threads(),
-        memory_bytes: system.total_memory(),
-        memory_free_bytes: system.available_memory(),
+        memory_bytes: memory.total,
+        memory_free_bytes: memory.free,
     }
 }

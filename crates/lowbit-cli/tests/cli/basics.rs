@@ -55,7 +55,7 @@ fn without_a_command_there_is_help_and_status_2() {
 
 #[test]
 fn usage_errors_are_one_line_and_status_2() {
-    let cases: [(&[&str], &[&str]); 17] = [
+    let cases: [(&[&str], &[&str]); 18] = [
         (&["quantise"], &["quantise", "quantize"]),
         (&["quantize"], &["<IN>", "<OUT>"]),
         (&["quantize", "a", "b", "--format", "nf5"], &["nf5", "--format", "nf4", "mxfp4"]),
@@ -75,6 +75,7 @@ fn usage_errors_are_one_line_and_status_2() {
         (&["generate", "a", "--prompt", "x", "--temperature", "nan"], &["--temperature"]),
         (&["bench", "linear", "--shape", "4096"], &["4096", "NxK"]),
         (&["bench", "linear", "--rows", "1,0"], &["--rows"]),
+        (&["bench", "linear", "--seconds", "1e30"], &["--seconds", "3600"]),
         (&["formats", "--markdown", "--json"], &["--markdown", "--json"]),
     ];
     for (arguments, words) in cases {
@@ -146,6 +147,14 @@ fn colours_respect_the_users_wish() {
     assert!(coloured(&[("CLICOLOR_FORCE", "1")]));
     assert!(!coloured(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
     assert!(!coloured(&[]));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told() {
+    let mut command = command(&["formats"]);
+    command.stdout(std::fs::File::create("/dev/full").expect("Linux has it"));
+    finish(&mut command).fails(1, &["could not write the output", "No space"]);
 }
 
 #[cfg(unix)]

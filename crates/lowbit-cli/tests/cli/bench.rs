@@ -73,6 +73,17 @@ fn model_measures_prompt_and_answer() {
 }
 
 #[test]
+fn what_does_not_fit_in_memory_is_refused() {
+    for (shape, rows) in [("1000000x1000000", "1"), ("64x64", "1000000000000")] {
+        let arguments = ["bench", "linear", "--shape", shape, "--rows", rows];
+        lowbit(&arguments).fails(1, &[shape, "memory", "--shape"]);
+    }
+    let huge = usize::MAX.to_string();
+    let arguments = ["bench", "linear", "--shape", &format!("{huge}x{huge}")];
+    lowbit(&arguments).fails(2, &["shape"]);
+}
+
+#[test]
 fn people_get_a_table() {
     let arguments = ["bench", "linear", "--shape", "64x64", "--rows", "1", "--seconds", "0.01"];
     let run = lowbit(&arguments);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{lowbit, names, temp, text, wave, write_tensors};
+use crate::support::{lowbit, names, start, temp, text, wave, write_tensors};
 
 fn tensor<'a>(inspected: &'a Value, name: &str) -> &'a Value {
     let tensors = inspected["tensors"].as_array().expect("a list");
@@ -103,4 +103,25 @@ fn inspect_shows_people_a_table() {
     let line = shown.lines().find(|line| line.starts_with(LINEAR)).expect("its line");
     assert!(["nf4 dq", "256x256", "33.8 kB", "4.127"].iter().all(|w| line.contains(w)));
     assert!(shown.contains("56 tensors, 4,689,152 weights"), "{shown}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let temp = temp();
+    let (file, out) = (temp.path().join("in.safetensors"), temp.path().join("out.safetensors"));
+    let numbers = vec![0.5; 1 << 20];
+    let tensor_names: Vec<String> = (0..40).map(|i| format!("{i}.weight")).collect();
+    let tensors: Vec<(&str, &[usize], &[f32])> =
+        tensor_names.iter().map(|name| (name.as_str(), &[1 << 20][..], &numbers[..])).collect();
+    write_tensors(&file, &tensors);
+    let mut child = start(&["quantize", &text(&file), &text(&out), "--threads", "1"]);
+    while names(temp.path()).len() == 1 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert_eq!(child.try_wait().expect("a status"), None, "it ended before it began");
+    }
+    let id = child.id().to_string();
+    std::process::Command::new("kill").args(["-INT", &id]).status().expect("kill");
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    assert_eq!(names(temp.path()), ["in.safetensors"]);
 }

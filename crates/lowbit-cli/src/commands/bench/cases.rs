@@ -9,10 +9,11 @@ use lowbit::cpu::reference;
 use lowbit::format::Layout;
 use lowbit::{Cpu, DType, Element, Format, Nested, Parts, QTensor, Scales};
 
-use super::limits::Limits;
+use super::limits::{Limits, cold_bytes};
 use super::measure::{Times, gaussian, rotation, spread};
 use super::record::{Measured, Record};
 use crate::failure::{Failure, Result};
+use crate::{machine, ui};
 
 /// One operation on one kind of tensor.
 #[derive(Debug, Clone)]
@@ -63,6 +64,30 @@ const ACTIVATIONS: (f32, u64) = (1.0, 2);
 const CHECKED_ROWS: usize = 16;
 
 impl Case {
+    /// Refuses a case that does not fit in memory.
+    pub fn check_memory(&self) -> Result {
+        let [n, k] = self.shape.map(|d| d as u64);
+        let rows = match self.operation {
+            Operation::Linear(rows) => rows as u64,
+            _ => 0,
+        };
+        // The weights, and two copies of them as input or output; twice what no cache holds; x and y.
+        let numbers = n.saturating_mul(k).saturating_mul(3);
+        let numbers = numbers.saturating_add(rows.saturating_mul(n.saturating_add(k)));
+        let bytes = numbers.saturating_mul(self.dtype.size() as u64);
+        let (needed, free) =
+            (bytes.saturating_add(2 * cold_bytes() as u64), machine::memory().free);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "bench {self}: it takes {}, and {} of memory are free; choose a smaller --shape or fewer \
+             --rows",
+            ui::bytes(needed),
+            ui::bytes(free)
+        )))
+    }
+
     /// Runs it for about `seconds`.
     pub fn measure(&self, limits: &Limits, seconds: f32) -> Result<Measured> {
         match self.dtype {

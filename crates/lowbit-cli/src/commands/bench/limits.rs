@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
+use crate::machine;
+
 /// The limits that a kernel cannot pass.
 pub struct Limits {
     buffer: Vec<u64>,
@@ -17,17 +19,7 @@ const COLD_BYTES: usize = 300_000_000;
 
 /// Bytes to rotate through so that nothing is left in the last-level cache when its turn comes.
 pub fn cold_bytes() -> usize {
-    COLD_BYTES.max(4 * last_level_cache())
-}
-
-/// Size of the largest cache in bytes, as Linux tells it; elsewhere a large guess.
-fn last_level_cache() -> usize {
-    let size = |index: usize| -> Option<usize> {
-        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
-        let text = std::fs::read_to_string(path).ok()?;
-        Some(text.trim().strip_suffix('K')?.parse::<usize>().ok()? * 1024)
-    };
-    (0..8).filter_map(size).max().unwrap_or(64 << 20)
+    COLD_BYTES.max(4 * machine::last_level_cache())
 }
 
 impl Limits {

@@ -97,7 +97,7 @@ struct Options {
 #[derive(Debug, clap::Args)]
 struct Effort {
     /// Seconds to measure each case for
-    #[arg(long, value_name = "S", default_value = "1", value_parser = args::positive)]
+    #[arg(long, value_name = "S", default_value = "1", value_parser = args::seconds)]
     seconds: f32,
     /// Write one JSON object a line
     #[arg(long)]
@@ -155,14 +155,11 @@ fn cases_of(options: &Options, operations: &[Operation]) -> Result<Vec<Case>> {
             lowbit::Geometry::new(format, &shape, block_size)
                 .map_err(|error| Failure::usage(error.to_string()))?;
             for &dtype in &options.dtype {
-                cases.extend(operations.iter().map(|&operation| Case {
-                    operation,
-                    format,
-                    block_size,
-                    double_quant,
-                    shape,
-                    dtype,
-                }));
+                for &operation in operations {
+                    let case = Case { operation, format, block_size, double_quant, shape, dtype };
+                    case.check_memory()?;
+                    cases.push(case);
+                }
             }
         }
     }

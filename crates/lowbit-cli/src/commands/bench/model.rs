@@ -85,7 +85,7 @@ fn answer(model: &Model, args: &Args) -> Result<Generation> {
         sampling: Sampling::GREEDY,
         eos_token_ids: Vec::new(),
     };
-    let mut session = Session::new(model, args.prompt_tokens + args.new_tokens)?;
+    let mut session = Session::new(model, args.prompt_tokens.saturating_add(args.new_tokens))?;
     let prompt = some_tokens(model, args.prompt_tokens);
     Ok(session.generate(&prompt, &options, &mut |_| ControlFlow::Continue(()))?)
 }
