@@ -76,7 +76,7 @@ fn a_zero_in_a_block_comes_back_as_zero() {
 /// Error, relative error and largest error of gemv against dequantize and multiply, each over
 /// sqrt(dim), as bitsandbytes' test_gemv_4bit takes them.
 fn gemv_errors<T: Element>(cpu: Cpu, name: &str, dim: usize, rng: &mut Rng) -> [f64; 3] {
-    let n = 4 * dim;
+    let n = dim;
     let shrink = 1.0 / (dim as f32).sqrt();
     let w: Vec<T> = (0..n * dim).map(|_| T::from_f32(rng.normal() * shrink)).collect();
     let x: Vec<T> = (0..dim).map(|_| T::from_f32(rng.normal())).collect();
