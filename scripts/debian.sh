@@ -1,0 +1,86 @@
+# Debian's packages without root, for the scripts that emulate another processor. To be sourced.
+#
+# shellcheck shell=bash
+
+cache=${LOWBIT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lowbit}
+
+say() {
+    echo "$(basename "$0"): $*"
+}
+
+# Ends the script: its tests do not run here, and this is why.
+skip() {
+    say "SKIPPED: $*"
+    exit 0
+}
+
+# Skips unless this is Debian on x86-64.
+need_debian() {
+    [[ $(uname -sm) == "Linux x86_64" ]] || skip "the emulator is set up for Debian on x86-64 only"
+    local tool
+    for tool in apt-get apt-cache dpkg-deb; do
+        command -v "$tool" >/dev/null || skip "the emulator comes from Debian's packages, and $tool is missing"
+    done
+    debian=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
+}
+
+# Fills the directory $cache/$1, whose path it leaves in $root, by calling `fill DIRECTORY`. Does
+# so once: what is there is complete.
+once() {
+    root=$cache/$1
+    [[ ! -e $root ]] || return 0
+    mkdir -p "$cache"
+    new=$(mktemp -d "$root.XXXXXX")
+    trap 'rm -rf "$new"' EXIT
+    fill "$new" || skip "its packages could not be had, see above"
+    chmod 755 "$new"
+    mv -T "$new" "$root" 2>/dev/null || true # another run may have been first
+}
+
+# Lets apt work in directory $1, with the machine's sources and as if nothing were installed.
+apt_init() {
+    export APT_CONFIG=$1/apt.conf
+    mkdir -p "$1"/{lists,archives}/partial && : >"$1/status" &&
+        cat >"$APT_CONFIG" <<EOF
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; "arm64"; };
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Debug::NoLocking "true";
+Dir::State "$1";
+Dir::State::lists "$1/lists";
+Dir::State::status "$1/status";
+Dir::Cache "$1";
+Dir::Cache::archives "$1/archives";
+EOF
+    apt-get -qq update
+}
+
+# Downloads packages and all they depend on.
+apt_fetch() {
+    apt-get -qq install --yes --download-only --no-install-recommends "$@"
+}
+
+# Unpacks what was downloaded to $1 into $2, less the paths $3...
+unpack() {
+    local archives=$1/archives root=$2 package
+    shift 2
+    for package in "$archives"/*.deb; do
+        # The C library must be the one that this machine's loader belongs to.
+        [[ $package != */libc6_* ]] || continue
+        dpkg-deb --fsys-tarfile "$package" | tar -x -C "$root" "${@/#/--exclude=}" || return 1
+    done
+}
+
+# Writes command $1/$2, which runs the rest with the unpacked libraries.
+wrap() {
+    local file=$1/$2
+    shift 2
+    cat >"$file" <<EOF
+#!/bin/sh
+root=\$(dirname "\$0")
+LD_LIBRARY_PATH=\$root/usr/lib/x86_64-linux-gnu exec $* "\$@"
+EOF
+    chmod +x "$file"
+}
