@@ -65,7 +65,7 @@ impl Config {
     /// Reads a parsed `config.json`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field, for a missing or malformed field or a value that no
+    /// [`Error::Config`](crate::Error::Config) naming the field, for a missing or malformed field or a value that no
     /// model here supports.
     pub fn parse(json: &Value) -> Result<Self> {
         let fields = Fields::new(checkpoint::CONFIG, json)?;
