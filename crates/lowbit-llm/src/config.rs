@@ -65,8 +65,8 @@ impl Config {
     /// Reads a parsed `config.json`.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) naming the field, for a missing or malformed field or a value that no
-    /// model here supports.
+    /// [`Error::Config`](crate::Error::Config) naming the field, for a missing or malformed field
+    /// or a value that no model here supports.
     pub fn parse(json: &Value) -> Result<Self> {
         let fields = Fields::new(checkpoint::CONFIG, json)?;
         let name: &str = fields.required("model_type", text)?;
