@@ -89,7 +89,7 @@ fn people_get_a_table() {
     let run = lowbit(&arguments);
     assert_eq!(run.status, Some(0), "{}", run.stderr);
     assert!(
-        ["median", "64x64", "GB/s read"].iter().all(|w| run.stdout.contains(w)),
+        ["median", "64x64", "GB/s of reading"].iter().all(|w| run.stdout.contains(w)),
         "{}",
         run.stdout
     );

@@ -209,7 +209,7 @@ impl Case {
             gb_s: 1e-9 * bytes as f64 / median,
             gflop_s: flops.map(|flops| 1e-9 * flops / median),
             max_error,
-            floor_ms: 1e3 * memory.max(flops.unwrap_or(0.0) / limits.flops),
+            floor_ms: 1e3 * memory.max(flops.unwrap_or(0.0) / limits.flops(self.dtype)),
             block_size: self.block_size,
             double_quant: self.double_quant,
             tok_s: None,

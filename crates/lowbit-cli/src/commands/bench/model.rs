@@ -75,8 +75,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
 }
 
 const SMALL: &str = "\
-The model is small: part of it stays in the caches, so that decode can be faster than the floor,
-which is for weights that come from memory.";
+The model is small: part of it stays in the caches, and decode may be faster\n\
+than the floor, which is for weights that come from memory.";
 
 /// One prompt and one answer, from an empty cache.
 fn answer(model: &Model, args: &Args) -> Result<Generation> {
@@ -150,7 +150,7 @@ fn record(
         gb_s: 1e-9 * bytes / median,
         gflop_s: Some(1e-9 * flops / median),
         max_error,
-        floor_ms: 1e3 * (bytes / times.bandwidth).max(flops / limits.flops),
+        floor_ms: 1e3 * (bytes / times.bandwidth).max(flops / limits.flops(loaded.activations)),
         block_size: None,
         double_quant: loaded.checkpoint.entries().iter().any(|entry| entry.double_quantized),
         tok_s: Some(tokens as f64 / median),

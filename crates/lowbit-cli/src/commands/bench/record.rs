@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use lowbit::{Cpu, DType};
 use serde::Serialize;
 
 use super::limits::Limits;
@@ -106,11 +107,13 @@ impl<'a> Report<'a> {
         let dim = ui::DIM;
         writeln!(
             self.out,
-            "\n{dim}{} threads; floor: {:.1} GB/s read, {:.0} GFLOP/s of f32 multiply-adds, measured\n\
-             in this run.{dim:#}",
+            "\n{dim}{} threads, {}. The floor is what {:.1} GB/s of reading, and {:.0} GFLOP/s in f32\n\
+             or {:.0} in 16 bit, allow: all measured in this run.{dim:#}",
             rayon::current_num_threads(),
+            Cpu::best().isa().name(),
             1e-9 * self.fastest_memory,
-            1e-9 * limits.flops,
+            1e-9 * limits.flops(DType::F32),
+            1e-9 * limits.flops(DType::BF16),
         )?;
         if let Some(note) = note {
             writeln!(self.out, "{dim}{note}{dim:#}")?;
