@@ -326,11 +326,8 @@ impl Simd for Avx2 {
         // SAFETY: see the top of this block.
         unsafe {
             let [a, b, c, d] = w;
-            let part = |w: __m256i, at: usize| {
-                _mm256_madd_epi16(w, _mm256_loadu_si256(x[at..at + 16].as_ptr().cast()))
-            };
-            let ab = _mm256_add_epi32(part(a, 0), part(b, 16));
-            let cd = _mm256_add_epi32(part(c, 32), part(d, 48));
+            let ab = _mm256_add_epi32(products(a, &x[..16]), products(b, &x[16..]));
+            let cd = _mm256_add_epi32(products(c, &x[32..]), products(d, &x[48..]));
             _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(ab, cd)), scales, acc)
         }
     }
@@ -422,6 +419,14 @@ impl Simd for Avx2 {
             lanes.into_iter().fold(rest, u32::max)
         }
     }
+}
+
+/// Products of sixteen integers, neighbours added.
+#[inline(always)]
+fn products(w: __m256i, x: &[i16]) -> __m256i {
+    let x = &x[..16];
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature; 32 bytes are read.
+    unsafe { _mm256_madd_epi16(w, _mm256_loadu_si256(x.as_ptr().cast())) }
 }
 
 /// Upper halves after rounding to nearest even, in 32-bit lanes; NaN stays NaN.

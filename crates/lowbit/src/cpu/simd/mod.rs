@@ -6,7 +6,9 @@
 //! is the only place of this crate with unsafe code.
 //!
 //! Everything here and every kernel is `#[inline(always)]`: only what is inlined into the
-//! function with the features is compiled with them.
+//! function with the features is compiled with them. Closures are not, so none here holds an
+//! intrinsic where it counts: on x86-64 it could become a function without the features, and the
+//! intrinsic a call.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
