@@ -133,6 +133,11 @@ pub fn check_double_quant(format: &Format, asked: bool) -> Result {
     Ok(())
 }
 
+/// Whether a format holds numbers of both signs, as weights are.
+pub fn holds_negatives(format: &Format) -> bool {
+    format.codebook().is_none_or(|values| values.iter().any(|v| *v < 0.0))
+}
+
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path)

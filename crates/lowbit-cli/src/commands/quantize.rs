@@ -45,6 +45,10 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     args::check_block_size(args.format, args.block_size)?;
     args::check_double_quant(args.format, args.double_quant)?;
+    if !args::holds_negatives(args.format) {
+        let name = args.format.name;
+        writeln!(anstream::stderr(), "note: {name} holds no negative numbers; they become 0")?;
+    }
     let options = QuantizeOptions {
         format: args.format,
         block_size: args.block_size,

@@ -98,6 +98,15 @@ fn of_a_bare_file_every_weight_is_quantized_that_can_be() {
 }
 
 #[test]
+fn a_format_without_negative_numbers_says_so() {
+    let temp = temp();
+    let out = temp.path().join("out");
+    let run = lowbit(&["quantize", "models/tinybard", &text(&out), "--format", "dynamic8u"]);
+    assert_eq!(run.status, Some(0));
+    assert_eq!(run.stderr, "note: dynamic8u holds no negative numbers; they become 0\n");
+}
+
+#[test]
 fn inspect_shows_people_a_table() {
     let shown = lowbit(&["inspect", "models/tinybard-nf4dq"]).succeeds();
     let line = shown.lines().find(|line| line.starts_with(LINEAR)).expect("its line");

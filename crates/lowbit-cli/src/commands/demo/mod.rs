@@ -129,8 +129,7 @@ impl Variant {
 
 /// Every format that can hold weights of both signs, and `format` with double quantization too.
 fn variants(format: &Format) -> Vec<Variant> {
-    let has_both_signs = |f: &Format| f.codebook().is_none_or(|t| t.iter().any(|v| *v < 0.0));
-    let usable = |f: &&&Format| f.encoder.is_some() && has_both_signs(f);
+    let usable = |f: &&&Format| f.encoder.is_some() && args::holds_negatives(f);
     let mut all = Vec::new();
     for f in formats::ALL.iter().filter(usable) {
         all.push(Variant { format: f, double_quant: false });
