@@ -80,7 +80,7 @@ wrap() {
     cat >"$file" <<EOF
 #!/bin/sh
 root=\$(dirname "\$0")
-LD_LIBRARY_PATH=\$root/usr/lib/x86_64-linux-gnu exec $* "\$@"
+LD_LIBRARY_PATH=\$root/usr/lib/x86_64-linux-gnu:\$root/lib/x86_64-linux-gnu exec $* "\$@"
 EOF
     chmod +x "$file"
 }
