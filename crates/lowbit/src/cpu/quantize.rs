@@ -1,14 +1,13 @@
 //! Weights to codes and scales, on all threads.
 
-use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::dispatch::Isa;
-use super::reference::{Scaling, check_quantize, encoder_of, pad_last_byte, scales_of};
+use super::reference::{Scaling, assemble, check_quantize, encoder_of};
 use super::simd::{Simd, Task};
 use crate::format::{Encoder, Layout, Packing, Values};
 use crate::tensor::Geometry;
-use crate::{DType, Element, Error, Format, Parts, QTensor, Result, pack};
+use crate::{DType, Element, Error, Format, QTensor, Result, pack};
 
 /// Weights of a piece of work.
 const PIECE: usize = 1 << 16;
@@ -54,16 +53,7 @@ pub(crate) fn quantize<T: Element>(
             return Err(Error::NotFinite { op: "quantize", index, value });
         }
     }
-    pad_last_byte(format, &g, &mut codes);
-    QTensor::from_parts(Parts {
-        format,
-        shape: shape.to_vec(),
-        block_size: Some(g.block_size),
-        codes: Bytes::from(codes),
-        scales: scales_of(format, &absmax),
-        means: None,
-        codebook: None,
-    })
+    assemble(format, shape, &g, codes, &absmax)
 }
 
 /// How a format's codes are found fast.

@@ -58,13 +58,31 @@ pub fn quantize(
             );
         }
     }
-    pad_last_byte(format, &g, &mut codes);
+    assemble(format, shape, &g, codes, &absmax)
+}
+
+/// The tensor of codes and absmax. A flat run may end inside a byte: what follows is the code of
+/// zero.
+pub(crate) fn assemble(
+    format: &'static Format,
+    shape: &[usize],
+    g: &Geometry,
+    mut codes: Vec<u8>,
+    absmax: &[f32],
+) -> Result<QTensor> {
+    if let (Layout::Flat { .. }, Some(encoder)) = (format.layout, format.encoder) {
+        let total = codes.len() * 8 / format.code_bits as usize;
+        for i in g.n * g.k..total {
+            let code = encoder.encode(0.0).into();
+            pack::set(format.packing, format.code_bits, &mut codes, i, code);
+        }
+    }
     QTensor::from_parts(Parts {
         format,
         shape: shape.to_vec(),
         block_size: Some(g.block_size),
         codes: Bytes::from(codes),
-        scales: scales_of(format, &absmax),
+        scales: scales_of(format, absmax),
         means: None,
         codebook: None,
     })
@@ -108,7 +126,7 @@ impl Scaling {
 }
 
 /// The stored scales of blocks with these absmax.
-pub(crate) fn scales_of(format: &Format, absmax: &[f32]) -> Scales {
+fn scales_of(format: &Format, absmax: &[f32]) -> Scales {
     match format.scale {
         ScaleKind::Absmax => Scales::F32(absmax.to_vec()),
         ScaleKind::Step => Scales::F32(absmax.iter().map(|a| a / format.peak).collect()),
@@ -120,16 +138,6 @@ pub(crate) fn scales_of(format: &Format, absmax: &[f32]) -> Scales {
 fn e8m0_of(format: &Format, absmax: f32) -> u8 {
     let exponent = |x: f32| (x.to_bits() >> 23) as i32;
     (exponent(absmax) - exponent(format.peak) + 127).clamp(0, 254) as u8
-}
-
-/// A flat run may end inside a byte: what follows is the code of zero.
-pub(crate) fn pad_last_byte(format: &Format, g: &Geometry, codes: &mut [u8]) {
-    if let (Layout::Flat { .. }, Some(encoder)) = (format.layout, format.encoder) {
-        let total = codes.len() * 8 / format.code_bits as usize;
-        for i in g.n * g.k..total {
-            pack::set(format.packing, format.code_bits, codes, i, encoder.encode(0.0).into());
-        }
-    }
 }
 
 pub(crate) fn check_quantize(
