@@ -38,3 +38,8 @@ pub use format::Format;
 pub use tensor::{
     DenseTensor, Geometry, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Scales, Weight, e8m0_to_f32,
 };
+
+/// Compiles the Rust code in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
