@@ -7,6 +7,7 @@ mod dispatch;
 mod gemm;
 mod gemm16;
 mod gemv;
+mod int8;
 mod linear;
 pub mod measure;
 mod outliers;

@@ -226,6 +226,13 @@ pub fn linear(q: &QTensor, x: &[f32], bias: Option<&[f32]>) -> Vec<f64> {
     y
 }
 
+/// `a bᵀ` of integers: `a: [M, k]`, `b: [N, k]`; `[M, N]`.
+pub fn int8_matmul(a: &[i8], b: &[i8], k: usize) -> Vec<i32> {
+    let dot =
+        |a: &[i8], b: &[i8]| a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
+    a.chunks(k).flat_map(|a| b.chunks(k).map(move |b| dot(a, b))).collect()
+}
+
 /// `dx = dy w`: `w: [N, K]`, `dy: [M, N]`; `[M, K]`.
 pub fn linear_transposed(q: &QTensor, dy: &[f32]) -> Vec<f64> {
     let (n, k) = rows_cols(q.shape());

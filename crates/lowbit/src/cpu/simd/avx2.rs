@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, Task, max_magnitude_bits_scalar};
+use super::{STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -330,6 +330,34 @@ impl Simd for Avx2 {
             let cd = _mm256_add_epi32(products(c, &x[32..]), products(d, &x[48..]));
             _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(ab, cd)), scales, acc)
         }
+    }
+
+    #[inline(always)]
+    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
+        let whole = w.len() / 16 * 16;
+        let mut sums = [0; R];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let mut acc = [_mm256_setzero_si256(); R];
+            for at in (0..whole).step_by(16) {
+                let w = &w[at..at + 16];
+                let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.as_ptr().cast()));
+                for r in 0..R {
+                    acc[r] = _mm256_add_epi32(acc[r], products(w, &x[r][at..]));
+                }
+            }
+            for r in 0..R {
+                let four = _mm_add_epi32(
+                    _mm256_castsi256_si128(acc[r]),
+                    _mm256_extracti128_si256::<1>(acc[r]),
+                );
+                let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+                let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+                sums[r] = _mm_cvtsi128_si32(one);
+            }
+        }
+        dot_ints_scalar(&w[whole..], x.map(|x| &x[whole..]), &mut sums);
+        sums
     }
 
     type Ranks = Ranks;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, Task, max_magnitude_bits_scalar};
+use super::{STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine has these features.
 #[derive(Debug, Clone, Copy)]
@@ -279,6 +279,29 @@ impl Simd for Avx512 {
             let sum = _mm512_dpwssd_epi32(sum, w[1], odd);
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, acc)
         }
+    }
+
+    #[inline(always)]
+    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
+        let whole = w.len() / 32 * 32;
+        let mut sums = [0; R];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let mut acc = [_mm512_setzero_si512(); R];
+            for at in (0..whole).step_by(32) {
+                let w = &w[at..at + 32];
+                let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.as_ptr().cast()));
+                for r in 0..R {
+                    let x = &x[r][at..at + 32];
+                    acc[r] = _mm512_dpwssd_epi32(acc[r], w, _mm512_loadu_si512(x.as_ptr().cast()));
+                }
+            }
+            for r in 0..R {
+                sums[r] = _mm512_reduce_add_epi32(acc[r]);
+            }
+        }
+        dot_ints_scalar(&w[whole..], x.map(|x| &x[whole..]), &mut sums);
+        sums
     }
 
     type Ranks = Ranks;

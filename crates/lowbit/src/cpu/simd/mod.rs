@@ -119,6 +119,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc + scale * sum(w x)`, spread over the lanes; `x` are 64 numbers in a step's order.
     fn dot_step(self, acc: Self::F, w: Self::Step, x: &[i16], scales: Self::Scales) -> Self::F;
 
+    /// `sum(w x)` of integers for `R` rows `x` of the same length. Exact; the sums fit.
+    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R];
+
     /// Thresholds and codes of a format with at most 16 codes.
     type Ranks: Copy;
     /// Prepares ascending `ups`, 15 of them (pad with infinity), and the code of each rank.
@@ -138,6 +141,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The largest magnitude as bits: at least `0x7f80_0000` if any number is not finite. Any
     /// length.
     fn max_magnitude_bits(self, x: &[f32]) -> u32;
+}
+
+/// Adds the products of integers too few for a vector.
+#[inline(always)]
+fn dot_ints_scalar<const R: usize>(w: &[i8], x: [&[i16]; R], sums: &mut [i32; R]) {
+    for (x, sum) in x.iter().zip(sums) {
+        for (w, x) in w.iter().zip(*x) {
+            *sum += i32::from(*w) * i32::from(*x);
+        }
+    }
 }
 
 /// The largest magnitude of numbers too few for a vector, as bits.

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, Task, max_magnitude_bits_scalar};
+use super::{STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine is a 64-bit Arm.
 #[derive(Debug, Clone, Copy)]
@@ -272,6 +272,29 @@ impl Simd for Neon {
             }
         }
         acc
+    }
+
+    #[inline(always)]
+    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
+        let whole = w.len() / 8 * 8;
+        let mut sums = [0; R];
+        // SAFETY: see the top of this block.
+        unsafe {
+            let mut acc = [vdupq_n_s32(0); R];
+            for at in (0..whole).step_by(8) {
+                let w = vmovl_s8(vld1_s8(w[at..at + 8].as_ptr()));
+                for r in 0..R {
+                    let x = vld1q_s16(x[r][at..at + 8].as_ptr());
+                    acc[r] = vmlal_s16(acc[r], vget_low_s16(w), vget_low_s16(x));
+                    acc[r] = vmlal_high_s16(acc[r], w, x);
+                }
+            }
+            for r in 0..R {
+                sums[r] = vaddvq_s32(acc[r]);
+            }
+        }
+        dot_ints_scalar(&w[whole..], x.map(|x| &x[whole..]), &mut sums);
+        sums
     }
 
     type Ranks = Ranks;

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, max_magnitude_bits_scalar};
+use super::{STEP16, Simd, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Runs everywhere.
 #[derive(Debug, Clone, Copy)]
@@ -165,6 +165,13 @@ impl Simd for Portable {
             }
         }
         acc
+    }
+
+    #[inline(always)]
+    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
+        let mut sums = [0; R];
+        dot_ints_scalar(w, x, &mut sums);
+        sums
     }
 
     type Ranks = Ranks;
