@@ -6,13 +6,13 @@
 
 help:
 	@echo 'make demo    build lowbit and run its demo: quantize, inspect, evaluate, generate (offline)'
-	@echo 'make test    run every test: unit, integration, documentation, NEON and AVX-512 emulated'
+	@echo 'make test    run every test: unit, integration, documentation, GPU kernels, other processors emulated'
 	@echo 'make check   formatting, lints and documentation, with warnings denied'
 	@echo 'make setup   check the tools and fetch the crates of Cargo.lock (the others do this first)'
 	@echo
 	@echo 'Nothing is installed into the system. Build output goes to target/, crates to the cache'
-	@echo 'of cargo, and the emulators (Debian on x86-64 only, 500 MB to download) to $$LOWBIT_CACHE, by'
-	@echo 'default ~/.cache/lowbit.'
+	@echo 'of cargo, and emulators, a Vulkan driver and clang where there are none (Debian on x86-64 only,'
+	@echo '640 MB to download) to $$LOWBIT_CACHE, by default ~/.cache/lowbit.'
 
 setup:
 	@scripts/setup

@@ -1,4 +1,4 @@
-# Debian's packages without root, for the scripts that emulate another processor. To be sourced.
+# Debian's packages without root, for scripts that need more than a C compiler. To be sourced.
 #
 # shellcheck shell=bash
 
@@ -16,10 +16,10 @@ skip() {
 
 # Skips unless this is Debian on x86-64.
 need_debian() {
-    [[ $(uname -sm) == "Linux x86_64" ]] || skip "the emulator is set up for Debian on x86-64 only"
+    [[ $(uname -sm) == "Linux x86_64" ]] || skip "what it needs is set up for Debian on x86-64 only"
     local tool
     for tool in apt-get apt-cache dpkg-deb; do
-        command -v "$tool" >/dev/null || skip "the emulator comes from Debian's packages, and $tool is missing"
+        command -v "$tool" >/dev/null || skip "what it needs comes from Debian's packages, and $tool is missing"
     done
     debian=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
 }
