@@ -1,5 +1,6 @@
 //! A quantized tensor: codes, scales, shape and format.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,8 +30,8 @@ pub struct QTensor {
 /// One scale per block, as stored.
 #[derive(Debug, Clone)]
 pub enum Scales {
-    /// As they are.
-    F32(Vec<f32>),
+    /// As they are. Borrowed where whoever has them keeps them in memory that outlives the tensor.
+    F32(Cow<'static, [f32]>),
     /// Quantized themselves: `map[code] * absmax[i / block_size] + offset`.
     Nested(Nested),
     /// Exponents of powers of two, biased by 127; 255 is NaN.

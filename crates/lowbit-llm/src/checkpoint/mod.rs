@@ -286,7 +286,7 @@ impl Quantized {
                 map: nested.map.clone(),
             }),
             (None, ScaleKind::E8M0) => Scales::E8M0(self.scales.clone()),
-            (None, ScaleKind::Absmax | ScaleKind::Step) => Scales::F32(f32s(&self.scales)),
+            (None, ScaleKind::Absmax | ScaleKind::Step) => Scales::F32(f32s(&self.scales).into()),
         };
         QTensor::from_parts(Parts {
             format: self.format,

@@ -69,6 +69,22 @@ impl Cpu {
         quantize::quantize(self.isa, format, w, shape, block_size)
     }
 
+    /// [`quantize`](Self::quantize) with the codes written to memory of the caller, as many bytes as
+    /// [`Geometry::code_bytes`](crate::Geometry) says, whatever was in them. Returns the scales.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize), and [`Error::Argument`] if `codes` has another length.
+    pub fn quantize_into<T: Element>(
+        &self,
+        format: &'static Format,
+        w: &[T],
+        shape: &[usize],
+        block_size: Option<usize>,
+        codes: &mut [u8],
+    ) -> Result<Scales> {
+        quantize::quantize_into(self.isa, format, w, shape, block_size, codes)
+    }
+
     /// Quantizes the f32 scales of a tensor a second time, as bitsandbytes does: their mean is
     /// taken off, the rest is quantized with the signed dynamic map in blocks of 256.
     ///
@@ -87,18 +103,26 @@ impl Cpu {
                 ));
             }
         };
+        let nested = self.double_quantize_scales(scales)?;
+        q.with_scales(Scales::Nested(nested))
+    }
+
+    /// What [`double_quantize`](Self::double_quantize) makes of scales.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for NaN or infinity in `scales`.
+    pub fn double_quantize_scales(&self, scales: &[f32]) -> Result<Nested> {
         let offset = reference::mean(scales);
         let centred: Vec<f32> = scales.iter().map(|s| s - offset).collect();
         let map = formats::by_name("dynamic8")?;
         let nested = self.quantize(map, &centred, &[scales.len()], Some(NESTED_BLOCK_SIZE))?;
-        let nested = Nested {
+        Ok(Nested {
             codes: nested.codes().clone(),
             absmax: nested.scales().to_f32(),
             offset,
             block_size: NESTED_BLOCK_SIZE,
             map: Arc::from(nested.codebook()),
-        };
-        q.with_scales(Scales::Nested(nested))
+        })
     }
 
     /// Writes all weights, row-major, to `out`.

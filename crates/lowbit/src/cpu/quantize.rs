@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
+use super::check_len;
 use super::dispatch::Isa;
-use super::reference::{Scaling, assemble, check_quantize, encoder_of};
+use super::reference::{Scaling, assemble, check_quantize, encoder_of, finish};
 use super::simd::{Simd, Task};
 use crate::format::{Encoder, Layout, Packing, Values};
 use crate::tensor::Geometry;
-use crate::{DType, Element, Error, Format, QTensor, Result, pack};
+use crate::{DType, Element, Error, Format, QTensor, Result, Scales, pack};
 
 /// Weights of a piece of work.
 const PIECE: usize = 1 << 16;
@@ -21,9 +22,24 @@ pub(crate) fn quantize<T: Element>(
     block_size: Option<usize>,
 ) -> Result<QTensor> {
     let g = check_quantize(format, w.len(), shape, block_size)?;
+    let mut codes = vec![0u8; g.code_bytes];
+    let scales = quantize_into(isa, format, w, shape, block_size, &mut codes)?;
+    assemble(format, shape, &g, codes, scales)
+}
+
+/// The same, with the codes written to `codes`, whatever they were before.
+pub(crate) fn quantize_into<T: Element>(
+    isa: Isa,
+    format: &'static Format,
+    w: &[T],
+    shape: &[usize],
+    block_size: Option<usize>,
+    codes: &mut [u8],
+) -> Result<Scales> {
+    let g = check_quantize(format, w.len(), shape, block_size)?;
+    check_len("quantize", "bytes of codes", g.code_bytes, codes.len())?;
     let coder = Coder::new(format, encoder_of(format)?, w.len());
     let mut absmax = vec![0.0f32; g.blocks];
-    let mut codes = vec![0u8; g.code_bytes];
     if !w.is_empty() {
         // Pieces of whole blocks, of whole rows where rows lie apart.
         let (weights, blocks, bytes) = match g.row_bytes {
@@ -53,7 +69,7 @@ pub(crate) fn quantize<T: Element>(
             return Err(Error::NotFinite { op: "quantize", index, value });
         }
     }
-    assemble(format, shape, &g, codes, &absmax)
+    Ok(finish(format, &g, codes, &absmax))
 }
 
 /// How a format's codes are found fast.
@@ -171,6 +187,7 @@ impl<T: Element> Task for Piece<'_, T> {
         let Piece { format, g, coder, w, absmax, codes } = self;
         let encode = Encode { s, format, coder, vectors: Vectors::new(s, coder) };
         let mut buffer = Vec::new();
+        codes.fill(0);
         // A flat piece is one run; rows that lie apart are a run each.
         let (run, run_blocks, run_bytes) = match g.row_bytes {
             None => (w.len(), absmax.len(), codes.len()),

@@ -58,31 +58,41 @@ pub fn quantize(
             );
         }
     }
-    assemble(format, shape, &g, codes, &absmax)
+    let scales = finish(format, &g, &mut codes, &absmax);
+    assemble(format, shape, &g, codes, scales)
 }
 
-/// The tensor of codes and absmax. A flat run may end inside a byte: what follows is the code of
-/// zero.
-pub(crate) fn assemble(
-    format: &'static Format,
-    shape: &[usize],
-    g: &Geometry,
-    mut codes: Vec<u8>,
-    absmax: &[f32],
-) -> Result<QTensor> {
+/// The scales of blocks with these absmax. A flat run may end inside a byte: what follows is the
+/// code of zero.
+pub(crate) fn finish(format: &Format, g: &Geometry, codes: &mut [u8], absmax: &[f32]) -> Scales {
     if let (Layout::Flat { .. }, Some(encoder)) = (format.layout, format.encoder) {
         let total = codes.len() * 8 / format.code_bits as usize;
         for i in g.n * g.k..total {
             let code = encoder.encode(0.0).into();
-            pack::set(format.packing, format.code_bits, &mut codes, i, code);
+            pack::set(format.packing, format.code_bits, codes, i, code);
         }
     }
+    match format.scale {
+        ScaleKind::Absmax => Scales::F32(absmax.to_vec().into()),
+        ScaleKind::Step => Scales::F32(absmax.iter().map(|a| a / format.peak).collect()),
+        ScaleKind::E8M0 => Scales::E8M0(absmax.iter().map(|a| e8m0_of(format, *a)).collect()),
+    }
+}
+
+/// The tensor of codes and scales.
+pub(crate) fn assemble(
+    format: &'static Format,
+    shape: &[usize],
+    g: &Geometry,
+    codes: Vec<u8>,
+    scales: Scales,
+) -> Result<QTensor> {
     QTensor::from_parts(Parts {
         format,
         shape: shape.to_vec(),
         block_size: Some(g.block_size),
         codes: Bytes::from(codes),
-        scales: scales_of(format, absmax),
+        scales,
         means: None,
         codebook: None,
     })
@@ -122,15 +132,6 @@ impl Scaling {
     /// Whether `w * factor` is all there is to it.
     pub fn is_one_product(&self) -> bool {
         self.divisor.is_none()
-    }
-}
-
-/// The stored scales of blocks with these absmax.
-fn scales_of(format: &Format, absmax: &[f32]) -> Scales {
-    match format.scale {
-        ScaleKind::Absmax => Scales::F32(absmax.to_vec()),
-        ScaleKind::Step => Scales::F32(absmax.iter().map(|a| a / format.peak).collect()),
-        ScaleKind::E8M0 => Scales::E8M0(absmax.iter().map(|a| e8m0_of(format, *a)).collect()),
     }
 }
 

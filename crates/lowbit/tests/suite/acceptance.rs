@@ -125,3 +125,21 @@ fn gemv_stays_within_the_limits_for_f16() {
 fn gemv_stays_within_the_limits_for_bf16() {
     check_gemv::<bf16>([8.3e-4, 8.5e-2, 7.6e-3], [2.1e-4, 6.0e-3, 2.0e-3]);
 }
+
+#[test]
+fn quantizing_into_used_memory_gives_the_same_bytes() {
+    // Large enough for several pieces, and with codes that end inside a byte.
+    for (rows, cols) in [(3, 37), (301, 511)] {
+        let w = Rng(5).numbers(DType::F32, rows * cols).values;
+        for format in formats::ALL {
+            let q = lowbit::quantize(format, &w, &[rows, cols], None).unwrap();
+            let mut codes = vec![0xa5u8; q.codes().len()];
+            let shape = [rows, cols];
+            let scales = Cpu::best().quantize_into(format, &w, &shape, None, &mut codes).unwrap();
+            assert!(codes == *q.codes(), "{}", format.name);
+            assert_eq!(scales.to_f32(), q.scales().to_f32(), "{}", format.name);
+            let short = Cpu::best().quantize_into(format, &w, &shape, None, &mut codes[1..]);
+            assert!(short.is_err(), "{}", format.name);
+        }
+    }
+}

@@ -92,7 +92,7 @@ fn stored(
         shape: shape.to_vec(),
         block_size: Some(b),
         codes: Bytes::from_static(codes),
-        scales: Scales::F32(absmax),
+        scales: Scales::F32(absmax.into()),
         means: None,
         codebook: None,
     })
@@ -210,7 +210,7 @@ fn double_quantization_is_that_of_cuda() {
             shape: vec![absmax.len() * 64],
             block_size: Some(64),
             codes: Bytes::from(codes.clone()),
-            scales: Scales::F32(absmax.clone()),
+            scales: Scales::F32(absmax.clone().into()),
             means: None,
             codebook: None,
         });

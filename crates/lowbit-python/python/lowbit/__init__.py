@@ -1,0 +1,13 @@
+"""Low-bit weights for PyTorch, on the CPU and on Apple Silicon, compatible with bitsandbytes.
+
+>>> packed, state = lowbit.functional.quantize_4bit(torch.randn(128, 64))
+>>> y = lowbit.functional.linear_4bit(torch.randn(3, 64), packed, state)
+>>> y.shape
+torch.Size([3, 128])
+"""
+
+from lowbit import formats, functional
+from lowbit._native import __version__
+from lowbit.state import QuantState
+
+__all__ = ["QuantState", "__version__", "formats", "functional"]

@@ -1,0 +1,41 @@
+"""The native module: kernels on memory that the caller owns. Private; see `lowbit.backends.cpu`."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+Region: TypeAlias = tuple[int, int]
+"""Address and number of elements of a contiguous tensor."""
+Nested: TypeAlias = tuple[Region, Region, Region, int]
+"""Nested absmax, map and offset, and the nested block size."""
+Weight: TypeAlias = tuple[
+    Sequence[int],
+    int,
+    Region,
+    Region,
+    Nested | None,
+    Region | None,
+    Region | None,
+]
+"""Shape, block size, codes, scales, nested scales, codebook, means."""
+
+__version__: str
+
+def quantize(
+    format: str,
+    dtype: str,
+    w: Region,
+    shape: Sequence[int],
+    block_size: int,
+    codes: Region,
+    scales: Region,
+) -> None: ...
+def double_quantize(scales: Region, codes: Region, absmax: Region, offset: Region) -> None: ...
+def dequantize(format: str, weight: Weight, dtype: str, out: Region) -> None: ...
+def linear(
+    format: str, weight: Weight, dtype: str, x: Region, bias: Region | None, y: Region
+) -> None: ...
+def linear_transposed(format: str, weight: Weight, dtype: str, dy: Region, dx: Region) -> None: ...
+def formats() -> list[dict[str, Any]]: ...
+def instruction_set() -> str: ...
+def set_threads(threads: int) -> None: ...
+def after_fork() -> None: ...

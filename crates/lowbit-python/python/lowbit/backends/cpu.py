@@ -1,0 +1,157 @@
+"""The operations on "cpu": the Rust kernels on torch's own memory, without copies.
+
+What arrives here may come from anyone through `torch.ops.lowbit`. What the native module cannot see
+(device, dtype, strides) is checked here, and what it can see (lengths, block sizes) there.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit import _native, formats
+from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
+
+_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+_threads = 0
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_native.after_fork)
+
+
+def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
+    """`lowbit::quantize`."""
+    _follow_torch()
+    w = w.contiguous()
+    dtype = _dtype(w, "w")
+    entry = formats.by_name(format)
+    g = entry.geometry(w.shape, block_size)
+    codes = torch.empty(g.code_bytes, dtype=torch.uint8)
+    scales = torch.empty(g.blocks, dtype=torch.uint8 if entry.scales_are_bytes else torch.float32)
+    _native.quantize(
+        format,
+        dtype,
+        _region(w, "w"),
+        w.shape,
+        g.block_size,
+        _region(codes, "codes"),
+        _region(scales, "scales"),
+    )
+    return codes, scales
+
+
+def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`lowbit::double_quantize`."""
+    _follow_torch()
+    scales = scales.contiguous()
+    codes = torch.empty(scales.numel(), dtype=torch.uint8)
+    absmax = torch.empty(-(-scales.numel() // NESTED_BLOCK_SIZE), dtype=torch.float32)
+    offset = torch.empty((), dtype=torch.float32)
+    _native.double_quantize(
+        _floats(scales, "scales"),
+        _region(codes, "codes"),
+        _region(absmax, "absmax"),
+        _region(offset, "offset"),
+    )
+    return codes, absmax, offset
+
+
+def dequantize(dtype: torch.dtype, *weight: Any) -> Tensor:
+    """`lowbit::dequantize`."""
+    _follow_torch()
+    w = PackedWeight(*weight)
+    out = torch.empty(w.shape, dtype=dtype)
+    _native.dequantize(w.format, _weight(w), _dtype(out, "dtype"), _region(out, "out"))
+    return out
+
+
+def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """`lowbit::linear`."""
+    _follow_torch()
+    w = PackedWeight(*weight)
+    x = x.contiguous()
+    dtype = _dtype(x, "x")
+    y = torch.empty((*x.shape[:-1], w.shape[0]), dtype=x.dtype)
+    bias_region = None
+    if bias is not None:
+        bias = bias.contiguous()
+        if bias.dtype is not x.dtype:
+            raise TypeError(f"bias: expected the dtype of x, {x.dtype}, got {bias.dtype}")
+        bias_region = _region(bias, "bias")
+    _native.linear(w.format, _weight(w), dtype, _region(x, "x"), bias_region, _region(y, "y"))
+    return y
+
+
+def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
+    """`lowbit::linear_transposed`."""
+    _follow_torch()
+    w = PackedWeight(*weight)
+    dy = dy.contiguous()
+    dtype = _dtype(dy, "dy")
+    dx = torch.empty((*dy.shape[:-1], w.shape[1]), dtype=dy.dtype)
+    _native.linear_transposed(w.format, _weight(w), dtype, _region(dy, "dy"), _region(dx, "dx"))
+    return dx
+
+
+def _follow_torch() -> None:
+    """Use as many threads as torch does."""
+    global _threads
+    threads = torch.get_num_threads()
+    if threads != _threads:
+        _threads = threads
+        _native.set_threads(threads)
+
+
+def _region(t: Tensor, name: str) -> _native.Region:
+    """Address and number of elements of a contiguous tensor in the memory of the CPU."""
+    if not t.is_cpu:
+        raise ValueError(f"{name}: expected a tensor on cpu, got one on {t.device}; move it there")
+    if not t.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {t.stride()}")
+    return t.data_ptr(), t.numel()
+
+
+def _bytes(t: Tensor, name: str) -> _native.Region:
+    address, numel = _region(t, name)
+    return address, numel * t.element_size()
+
+
+def _floats(t: Tensor, name: str) -> _native.Region:
+    if t.dtype is not torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {t.dtype}")
+    return _region(t, name)
+
+
+def _dtype(t: Tensor, name: str) -> str:
+    try:
+        return _NAMES[t.dtype]
+    except KeyError:
+        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {t.dtype}") from None
+
+
+def _weight(w: PackedWeight) -> _native.Weight:
+    nested = None
+    if w.nested_absmax is not None:
+        if w.nested_map is None or w.nested_offset is None:
+            raise ValueError(
+                "nested_map, nested_offset: expected both with nested_absmax, got None"
+            )
+        nested = (
+            _floats(w.nested_absmax, "nested_absmax"),
+            _floats(w.nested_map, "nested_map"),
+            _floats(w.nested_offset, "nested_offset"),
+            w.nested_block_size,
+        )
+    bytes_of_scales = nested is not None or formats.by_name(w.format).scales_are_bytes
+    return (
+        w.shape,
+        w.block_size,
+        _bytes(w.codes, "codes"),
+        (_bytes if bytes_of_scales else _floats)(w.scales, "scales"),
+        nested,
+        None if w.codebook is None else _floats(w.codebook, "codebook"),
+        None if w.means is None else _floats(w.means, "means"),
+    )

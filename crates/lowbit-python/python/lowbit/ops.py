@@ -1,0 +1,113 @@
+"""The custom operations `torch.ops.lowbit.*`: schemas, shapes, gradients, and who runs them.
+
+`lowbit.functional` checks arguments and calls these; `torch.compile`, `torch.export` and autograd
+see through them. A weight is always the last arguments, in the order of `PackedWeight`. Gradients
+flow to activations and biases, by the transposed product; a quantized weight has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit import formats
+from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, cpu
+
+_WEIGHT = (
+    "Tensor codes, Tensor scales, Tensor? nested_absmax, Tensor? nested_map, "
+    "Tensor? nested_offset, Tensor? codebook, Tensor? means, str format, SymInt[] shape, "
+    "SymInt block_size, int nested_block_size"
+)
+_SCHEMAS = {
+    "quantize": "(Tensor w, str format, SymInt block_size) -> (Tensor, Tensor)",
+    "double_quantize": "(Tensor scales) -> (Tensor, Tensor, Tensor)",
+    "dequantize": f"(ScalarType dtype, {_WEIGHT}) -> Tensor",
+    "linear": f"(Tensor x, Tensor? bias, {_WEIGHT}) -> Tensor",
+    "linear_transposed": f"(Tensor dy, {_WEIGHT}) -> Tensor",
+}
+_WEIGHT_LEN = len(PackedWeight._fields)
+
+# The operations are there as long as this object is.
+_library = torch.library.Library("lowbit", "FRAGMENT")
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(_name, getattr(cpu, _name), "CPU")
+
+quantize = torch.ops.lowbit.quantize.default
+double_quantize = torch.ops.lowbit.double_quantize.default
+dequantize = torch.ops.lowbit.dequantize.default
+linear = torch.ops.lowbit.linear.default
+linear_transposed = torch.ops.lowbit.linear_transposed.default
+
+
+@torch.library.register_fake("lowbit::quantize", lib=_library)
+def _(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
+    entry = formats.by_name(format)
+    g = entry.geometry(w.shape, block_size)
+    scale_dtype = torch.uint8 if entry.scales_are_bytes else torch.float32
+    return w.new_empty(g.code_bytes, dtype=torch.uint8), w.new_empty(g.blocks, dtype=scale_dtype)
+
+
+@torch.library.register_fake("lowbit::double_quantize", lib=_library)
+def _(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n = scales.numel()
+    codes = scales.new_empty(n, dtype=torch.uint8)
+    return codes, scales.new_empty(-(-n // NESTED_BLOCK_SIZE)), scales.new_empty(())
+
+
+@torch.library.register_fake("lowbit::dequantize", lib=_library)
+def _(dtype: torch.dtype, *weight: Any) -> Tensor:
+    w = PackedWeight(*weight)
+    return w.codes.new_empty(tuple(w.shape), dtype=dtype)
+
+
+@torch.library.register_fake("lowbit::linear", lib=_library)
+def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], PackedWeight(*weight).shape[0]))
+
+
+@torch.library.register_fake("lowbit::linear_transposed", lib=_library)
+def _(dy: Tensor, *weight: Any) -> Tensor:
+    return dy.new_empty((*dy.shape[:-1], PackedWeight(*weight).shape[1]))
+
+
+def _keep_weight(ctx: Any, weight: tuple[Any, ...]) -> None:
+    w = PackedWeight(*weight)
+    ctx.save_for_backward(*w[: PackedWeight._fields.index("format")])
+    ctx.rest = w[PackedWeight._fields.index("format") :]
+
+
+def _kept_weight(ctx: Any) -> PackedWeight:
+    return PackedWeight(*ctx.saved_tensors, *ctx.rest)
+
+
+def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep_weight(ctx, inputs[2:])
+
+
+def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    needs_x, needs_bias = ctx.needs_input_grad[:2]
+    dx = linear_transposed(dy, *_kept_weight(ctx)) if needs_x else None
+    dbias = dy.reshape(-1, dy.shape[-1]).sum(0) if needs_bias else None
+    return dx, dbias, *[None] * _WEIGHT_LEN
+
+
+def _transposed_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep_weight(ctx, inputs[1:])
+
+
+def _transposed_backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+    return linear(ddx, None, *_kept_weight(ctx)), *[None] * _WEIGHT_LEN
+
+
+torch.library.register_autograd(
+    "lowbit::linear", _linear_backward, setup_context=_linear_context, lib=_library
+)
+torch.library.register_autograd(
+    "lowbit::linear_transposed",
+    _transposed_backward,
+    setup_context=_transposed_context,
+    lib=_library,
+)

@@ -1,0 +1,42 @@
+//! The native half of the Python package `lowbit`: what needs Rust, and nothing else.
+//!
+//! Every function takes addresses and lengths of memory that Python allocated, checks what can be
+//! checked of them, lets other Python threads run while it works, and keeps nothing. Devices, dtypes,
+//! strides and gradients are the business of the Python half.
+
+mod memory;
+mod operations;
+mod table;
+mod threads;
+mod weight;
+
+use pyo3::prelude::*;
+
+/// Kernels of lowbit on memory that the caller owns. Private to the package.
+#[pymodule(gil_used = false)]
+mod _native {
+    #[pymodule_export]
+    use crate::operations::{dequantize, double_quantize, linear, linear_transposed, quantize};
+    #[pymodule_export]
+    use crate::table::{formats, instruction_set};
+    #[pymodule_export]
+    use crate::threads::{after_fork, set_threads};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// What Python sees of an error.
+fn to_python(error: lowbit::Error) -> PyErr {
+    use lowbit::Error;
+    use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
+    let text = error.to_string();
+    match error {
+        Error::OutOfMemory { .. } => PyMemoryError::new_err(text),
+        Error::Device { .. } => PyRuntimeError::new_err(text),
+        _ => PyValueError::new_err(text),
+    }
+}

@@ -1,0 +1,209 @@
+//! One function per operation of the crate `lowbit`.
+//!
+//! Each builds slices of the regions that it is given, for as long as the call lasts: Python holds
+//! references to the tensors meanwhile. That is the argument of every `SAFETY` below.
+
+use half::{bf16, f16};
+use lowbit::{Cpu, Element, Scales, formats};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::memory::{Region, addresses};
+use crate::threads;
+use crate::to_python;
+use crate::weight::PyWeight;
+
+/// Calls the generic function for the type of that name: `f32`, `f16` or `bf16`.
+macro_rules! typed {
+    ($dtype:expr, $f:ident($($argument:expr),* $(,)?)) => {
+        match $dtype {
+            "f32" => $f::<f32>($($argument),*),
+            "f16" => $f::<f16>($($argument),*),
+            "bf16" => $f::<bf16>($($argument),*),
+            other => Err(PyValueError::new_err(format!(
+                "dtype: expected f32, f16 or bf16, got {other:?}; convert the tensor"
+            ))),
+        }
+    };
+}
+
+/// Quantizes `w` of that shape: writes the codes and the scales (f32, or bytes where the format's
+/// scales are bytes).
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "as Python passes them")]
+pub fn quantize(
+    py: Python<'_>,
+    format: &str,
+    dtype: &str,
+    w: Region,
+    shape: Vec<usize>,
+    block_size: usize,
+    codes: Region,
+    scales: Region,
+) -> PyResult<()> {
+    typed!(dtype, quantize_typed(py, format, w, &shape, block_size, codes, scales))
+}
+
+fn quantize_typed<T: Element>(
+    py: Python<'_>,
+    format: &str,
+    w: Region,
+    shape: &[usize],
+    block_size: usize,
+    codes: Region,
+    scales: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    // SAFETY: see the module.
+    let (w, codes) = unsafe {
+        let w: &[T] = w.read("w")?;
+        (w, codes.write::<u8>("codes", &[addresses(w)])?)
+    };
+    let taken = [addresses(w), addresses(codes)];
+    let made = py
+        .detach(|| {
+            threads::run(|| Cpu::best().quantize_into(format, w, shape, Some(block_size), codes))
+        })
+        .map_err(to_python)?;
+    match made {
+        // SAFETY: see the module.
+        Scales::F32(made) => fill(unsafe { scales.write("scales", &taken)? }, &made, "scales"),
+        // SAFETY: see the module.
+        Scales::E8M0(made) => fill(unsafe { scales.write("scales", &taken)? }, &made, "scales"),
+        Scales::Nested(_) => Err(PyValueError::new_err("quantize: got scales that are nested")),
+    }
+}
+
+/// Quantizes f32 scales a second time: writes a code for each, an absmax for each 256, and the
+/// offset.
+#[pyfunction]
+pub fn double_quantize(
+    py: Python<'_>,
+    scales: Region,
+    codes: Region,
+    absmax: Region,
+    offset: Region,
+) -> PyResult<()> {
+    // SAFETY: see the module.
+    let scales: &[f32] = unsafe { scales.read("scales")? };
+    let nested = py
+        .detach(|| threads::run(|| Cpu::best().double_quantize_scales(scales)))
+        .map_err(to_python)?;
+    let mut taken = vec![addresses(scales)];
+    // SAFETY: see the module; the outputs are kept apart from each other, too.
+    unsafe {
+        let codes: &mut [u8] = codes.write("codes", &taken)?;
+        taken.push(addresses(codes));
+        let absmax: &mut [f32] = absmax.write("absmax", &taken)?;
+        taken.push(addresses(absmax));
+        let offset: &mut [f32] = offset.write("offset", &taken)?;
+        fill(codes, &nested.codes, "codes")?;
+        fill(absmax, &nested.absmax, "absmax")?;
+        fill(offset, &[nested.offset], "offset")
+    }
+}
+
+/// Writes all weights.
+#[pyfunction]
+pub fn dequantize(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    dtype: &str,
+    out: Region,
+) -> PyResult<()> {
+    typed!(dtype, dequantize_typed(py, format, weight, out))
+}
+
+fn dequantize_typed<T: Element>(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    out: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    // SAFETY: see the module; `weight` is dropped on return.
+    let (weight, out) = unsafe {
+        let (weight, taken) = weight.borrow(format)?;
+        (weight, out.write::<T>("out", &taken)?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().dequantize(&weight, out))).map_err(to_python)
+}
+
+/// `y = x wᵀ + bias`: `w: [N, K]`, `x: [.., K]`, `bias: [N]`, `y: [.., N]`.
+#[pyfunction]
+#[pyo3(signature = (format, weight, dtype, x, bias, y))]
+pub fn linear(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    dtype: &str,
+    x: Region,
+    bias: Option<Region>,
+    y: Region,
+) -> PyResult<()> {
+    typed!(dtype, linear_typed(py, format, weight, x, bias, y))
+}
+
+fn linear_typed<T: Element>(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    x: Region,
+    bias: Option<Region>,
+    y: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    // SAFETY: see the module; `weight` is dropped on return.
+    let (weight, x, bias, y) = unsafe {
+        let (weight, [codes, scales]) = weight.borrow(format)?;
+        let x: &[T] = x.read("x")?;
+        let bias: Option<&[T]> = bias.map(|b| b.read("bias")).transpose()?;
+        let taken = [codes, scales, addresses(x), addresses(bias.unwrap_or(&[]))];
+        (weight, x, bias, y.write::<T>("y", &taken)?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().linear(&weight, x, bias, y))).map_err(to_python)
+}
+
+/// `dx = dy w`: `w: [N, K]`, `dy: [.., N]`, `dx: [.., K]`.
+#[pyfunction]
+pub fn linear_transposed(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    dtype: &str,
+    dy: Region,
+    dx: Region,
+) -> PyResult<()> {
+    typed!(dtype, linear_transposed_typed(py, format, weight, dy, dx))
+}
+
+fn linear_transposed_typed<T: Element>(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    dy: Region,
+    dx: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    // SAFETY: see the module; `weight` is dropped on return.
+    let (weight, dy, dx) = unsafe {
+        let (weight, [codes, scales]) = weight.borrow(format)?;
+        let dy: &[T] = dy.read("dy")?;
+        (weight, dy, dx.write::<T>("dx", &[codes, scales, addresses(dy)])?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().linear_transposed(&weight, dy, dx))).map_err(to_python)
+}
+
+/// Copies a result to where Python wants it.
+fn fill<T: Copy>(out: &mut [T], made: &[T], name: &str) -> PyResult<()> {
+    if out.len() != made.len() {
+        return Err(PyValueError::new_err(format!(
+            "{name}: expected room for {} elements, got {}; allocate as many as there are blocks",
+            made.len(),
+            out.len()
+        )));
+    }
+    out.copy_from_slice(made);
+    Ok(())
+}

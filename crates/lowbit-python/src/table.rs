@@ -1,0 +1,72 @@
+//! The table of formats, as data for the Python half.
+
+use lowbit::Format;
+use lowbit::cpu::Isa;
+use lowbit::format::{Keys, Layout, Packing, ScaleKind, Values};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// Every format: a dict of its fields, by the names of `lowbit.formats.Format`.
+#[pyfunction]
+pub fn formats<'py>(py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    lowbit::formats::ALL.iter().map(|format| describe(py, format)).collect()
+}
+
+fn describe<'py>(py: Python<'py>, format: &Format) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("name", format.name)?;
+    dict.set_item("about", format.about)?;
+    dict.set_item("code_bits", format.code_bits)?;
+    dict.set_item("weights_per_code", format.weights_per_code)?;
+    dict.set_item(
+        "packing",
+        match format.packing {
+            Packing::HighFirst => "high_first",
+            Packing::LowFirst => "low_first",
+            Packing::Radix { .. } => "radix",
+        },
+    )?;
+    let radix = match format.packing {
+        Packing::Radix { base, per_byte } => Some((base, per_byte)),
+        _ => None,
+    };
+    dict.set_item("radix", radix)?;
+    dict.set_item("in_rows", matches!(format.layout, Layout::Rows { .. }))?;
+    dict.set_item(
+        "row_padding",
+        match format.layout {
+            Layout::Rows { pad, .. } => pad,
+            Layout::Flat { .. } => 1,
+        },
+    )?;
+    dict.set_item("block_sizes", format.block_sizes())?;
+    // A whole-row format has no block size before it has a row.
+    let default =
+        if format.block_sizes().is_empty() { None } else { format.block_size(None, 1).ok() };
+    dict.set_item("default_block_size", default)?;
+    dict.set_item("scales_are_bytes", format.scale == ScaleKind::E8M0)?;
+    dict.set_item("scale_is_step", format.scale == ScaleKind::Step)?;
+    dict.set_item("can_double_quantize", format.can_double_quantize())?;
+    dict.set_item("peak", format.peak)?;
+    dict.set_item("unit", format.unit)?;
+    dict.set_item("has_mean", format.has_mean)?;
+    dict.set_item("codes_are_integers", matches!(format.values, Values::Integer(_)))?;
+    dict.set_item("codebook", format.codebook())?;
+    let encoder = format.encoder.map(|e| (e.ups.to_vec(), e.codes.to_vec(), e.sign_bit));
+    dict.set_item("encoder", encoder)?;
+    dict.set_item(
+        "library",
+        match format.keys {
+            Keys::QuantState { library } => Some(library),
+            Keys::RowStats => None,
+        },
+    )?;
+    Ok(dict)
+}
+
+/// The instruction set that the kernels use on this machine.
+#[pyfunction]
+pub fn instruction_set() -> &'static str {
+    Isa::best().name()
+}
