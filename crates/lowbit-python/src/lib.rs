@@ -16,7 +16,9 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
-    use crate::operations::{dequantize, double_quantize, linear, linear_transposed, quantize};
+    use crate::operations::{
+        dequantize, double_quantize, int8_matmul, int8_rescale, linear, linear_transposed, quantize,
+    };
     #[pymodule_export]
     use crate::table::{formats, instruction_set};
     #[pymodule_export]

@@ -195,6 +195,54 @@ fn linear_transposed_typed<T: Element>(
     py.detach(|| threads::run(|| Cpu::best().linear_transposed(&weight, dy, dx))).map_err(to_python)
 }
 
+/// `out = a bᵀ`, exact: `a: [M, k]`, `b: [N, k]` in i8, `out: [M, N]` in i32.
+#[pyfunction]
+pub fn int8_matmul(py: Python<'_>, a: Region, b: Region, k: usize, out: Region) -> PyResult<()> {
+    // SAFETY: see the module.
+    let (a, b, out) = unsafe {
+        let (a, b): (&[i8], &[i8]) = (a.read("a")?, b.read("b")?);
+        (a, b, out.write::<i32>("out", &[addresses(a), addresses(b)])?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().int8_matmul(a, b, k, out))).map_err(to_python)
+}
+
+/// `out = sums * rows * columns / 127² + bias`: `sums, out: [M, N]`, `rows: [M]`,
+/// `columns, bias: [N]`.
+#[pyfunction]
+#[pyo3(signature = (dtype, sums, rows, columns, bias, out))]
+pub fn int8_rescale(
+    py: Python<'_>,
+    dtype: &str,
+    sums: Region,
+    rows: Region,
+    columns: Region,
+    bias: Option<Region>,
+    out: Region,
+) -> PyResult<()> {
+    typed!(dtype, int8_rescale_typed(py, sums, rows, columns, bias, out))
+}
+
+fn int8_rescale_typed<T: Element>(
+    py: Python<'_>,
+    sums: Region,
+    rows: Region,
+    columns: Region,
+    bias: Option<Region>,
+    out: Region,
+) -> PyResult<()> {
+    // SAFETY: see the module.
+    let (sums, rows, columns, bias, out) = unsafe {
+        let sums: &[i32] = sums.read("sums")?;
+        let (rows, columns): (&[f32], &[f32]) = (rows.read("rows")?, columns.read("columns")?);
+        let bias: Option<&[T]> = bias.map(|b| b.read("bias")).transpose()?;
+        let inputs = [addresses(sums), addresses(rows), addresses(columns)];
+        let inputs = [&inputs[..], &[addresses(bias.unwrap_or(&[]))]].concat();
+        (sums, rows, columns, bias, out.write::<T>("out", &inputs)?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().int8_rescale(sums, rows, columns, bias, out)))
+        .map_err(to_python)
+}
+
 /// Copies a result to where Python wants it.
 fn fill<T: Copy>(out: &mut [T], made: &[T], name: &str) -> PyResult<()> {
     if out.len() != made.len() {

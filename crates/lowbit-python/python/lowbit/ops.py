@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats
-from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, cpu
+from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, cpu, cuda, dense
 
 _WEIGHT = (
     "Tensor codes, Tensor scales, Tensor? nested_absmax, Tensor? nested_map, "
@@ -26,6 +26,10 @@ _SCHEMAS = {
     "dequantize": f"(ScalarType dtype, {_WEIGHT}) -> Tensor",
     "linear": f"(Tensor x, Tensor? bias, {_WEIGHT}) -> Tensor",
     "linear_transposed": f"(Tensor dy, {_WEIGHT}) -> Tensor",
+    "int8_matmul": "(Tensor a, Tensor b) -> Tensor",
+    "int8_rescale": (
+        "(Tensor sums, Tensor rows, Tensor columns, Tensor? bias, ScalarType dtype) -> Tensor"
+    ),
 }
 _WEIGHT_LEN = len(PackedWeight._fields)
 
@@ -33,13 +37,16 @@ _WEIGHT_LEN = len(PackedWeight._fields)
 _library = torch.library.Library("lowbit", "FRAGMENT")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
-    _library.impl(_name, getattr(cpu, _name), "CPU")
+    for _module, _key in ((cpu, "CPU"), (cuda, "CUDA"), (dense, "CompositeExplicitAutograd")):
+        _library.impl(_name, getattr(_module, _name), _key)
 
 quantize = torch.ops.lowbit.quantize.default
 double_quantize = torch.ops.lowbit.double_quantize.default
 dequantize = torch.ops.lowbit.dequantize.default
 linear = torch.ops.lowbit.linear.default
 linear_transposed = torch.ops.lowbit.linear_transposed.default
+int8_matmul = torch.ops.lowbit.int8_matmul.default
+int8_rescale = torch.ops.lowbit.int8_rescale.default
 
 
 @torch.library.register_fake("lowbit::quantize", lib=_library)
@@ -71,6 +78,18 @@ def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 @torch.library.register_fake("lowbit::linear_transposed", lib=_library)
 def _(dy: Tensor, *weight: Any) -> Tensor:
     return dy.new_empty((*dy.shape[:-1], PackedWeight(*weight).shape[1]))
+
+
+@torch.library.register_fake("lowbit::int8_matmul", lib=_library)
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
+
+
+@torch.library.register_fake("lowbit::int8_rescale", lib=_library)
+def _(
+    sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return sums.new_empty(sums.shape, dtype=dtype)
 
 
 def _keep_weight(ctx: Any, weight: tuple[Any, ...]) -> None:

@@ -3,6 +3,8 @@
 | module | devices | how |
 |---|---|---|
 | `cpu` | cpu | the Rust kernels |
+| `cuda` | cuda | bitsandbytes, where it is installed and has the format |
+| `dense` | any other | torch's own operations on dequantized weights |
 """
 
 from __future__ import annotations

@@ -96,6 +96,45 @@ def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
     return dx
 
 
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`lowbit::int8_matmul`."""
+    _follow_torch()
+    a, b = a.contiguous(), b.contiguous()
+    for name, t in (("a", a), ("b", b)):
+        if t.dtype is not torch.int8:
+            raise TypeError(f"{name}: expected torch.int8, got {t.dtype}")
+    if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
+    out = torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
+    _native.int8_matmul(_region(a, "a"), _region(b, "b"), a.shape[-1], _region(out, "out"))
+    return out
+
+
+def int8_rescale(
+    sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`lowbit::int8_rescale`."""
+    _follow_torch()
+    sums, rows, columns = sums.contiguous(), rows.contiguous(), columns.contiguous()
+    if sums.dtype is not torch.int32:
+        raise TypeError(f"sums: expected torch.int32, got {sums.dtype}")
+    out = torch.empty(sums.shape, dtype=dtype)
+    name = _dtype(out, "dtype")
+    bias_region = None
+    if bias is not None:
+        bias = bias.to(dtype).contiguous()
+        bias_region = _region(bias, "bias")
+    _native.int8_rescale(
+        name,
+        _region(sums, "sums"),
+        _floats(rows, "rows"),
+        _floats(columns, "columns"),
+        bias_region,
+        _region(out, "out"),
+    )
+    return out
+
+
 def _follow_torch() -> None:
     """Use as many threads as torch does."""
     global _threads

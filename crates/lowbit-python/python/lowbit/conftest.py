@@ -1,8 +1,9 @@
 """What examples in docstrings may use without importing it."""
 
-import lowbit
 import pytest
 import torch
+
+import lowbit
 
 
 @pytest.fixture(autouse=True)
