@@ -1,0 +1,1 @@
+// Included by generated Metal text, which uses nothing of it.
