@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats
-from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, cpu, cuda, dense
+from lowbit.backends import NESTED_BLOCK_SIZE, WEIGHT_TENSORS, PackedWeight, cpu, cuda, dense
 
 _WEIGHT = (
     "Tensor codes, Tensor scales, Tensor? nested_absmax, Tensor? nested_map, "
@@ -32,6 +32,9 @@ _SCHEMAS = {
     ),
 }
 _WEIGHT_LEN = len(PackedWeight._fields)
+
+NATIVE = ("cpu",)
+"""Devices that have kernels of ours."""
 
 # The operations are there as long as this object is.
 _library = torch.library.Library("lowbit", "FRAGMENT")
@@ -94,8 +97,8 @@ def _(
 
 def _keep_weight(ctx: Any, weight: tuple[Any, ...]) -> None:
     w = PackedWeight(*weight)
-    ctx.save_for_backward(*w[: PackedWeight._fields.index("format")])
-    ctx.rest = w[PackedWeight._fields.index("format") :]
+    ctx.save_for_backward(*w[:WEIGHT_TENSORS])
+    ctx.rest = w[WEIGHT_TENSORS:]
 
 
 def _kept_weight(ctx: Any) -> PackedWeight:

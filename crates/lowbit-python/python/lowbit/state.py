@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -134,7 +133,8 @@ class QuantState:
         >>> sorted(state.as_dict(packed=True))
         ['absmax', 'quant_map', 'quant_state.bitsandbytes__nf4']
         """
-        tensors = {"absmax": self.absmax, "quant_map": self.code}
+        # Copies of tables: safetensors refuses tensors that share memory.
+        tensors = {"absmax": self.absmax, "quant_map": self.code.clone()}
         rest: dict[str, Any] = {
             "quant_type": self.quant_type,
             "blocksize": self.block_size,
@@ -144,7 +144,6 @@ class QuantState:
         if self.means is not None:
             tensors["means"] = self.means
         if self.state2 is not None and self.offset is not None:
-            # A copy each: safetensors refuses tensors that share memory.
             tensors["nested_absmax"] = self.state2.absmax
             tensors["nested_quant_map"] = self.state2.code.clone()
             rest["nested_blocksize"] = self.state2.block_size
@@ -213,14 +212,25 @@ class QuantState:
         )
 
 
-@cache
+def _tables() -> dict[str, Tensor]:
+    # Whatever mode or device the first import happens under. Adding a zero leaves none that is
+    # negative, as in bitsandbytes' tables.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return {
+            name: torch.tensor(entry.codebook, dtype=torch.float32) + 0.0
+            for name, entry in formats.ALL.items()
+            if entry.codebook is not None
+        }
+
+
+_TABLES = _tables()
+
+
 def own_codebook(quant_type: str, device: torch.device) -> Tensor:
-    """f32: values of the codes of a format, one copy for all tensors on a device."""
-    book = formats.by_name(quant_type).codebook
-    if book is None:
+    """f32: values of the codes of a format. Shared by all tensors on the CPU."""
+    if quant_type not in _TABLES:
         raise ValueError(f"quant_type: expected a format with a codebook, got {quant_type!r}")
-    # Adding a zero leaves none that is negative, as in bitsandbytes' tables.
-    return torch.tensor(book, dtype=torch.float32, device=device) + 0.0
+    return _TABLES[quant_type].to(device)
 
 
 def packed_key(entry: formats.Format) -> str:

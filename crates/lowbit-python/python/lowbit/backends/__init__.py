@@ -43,3 +43,7 @@ class PackedWeight(NamedTuple):
     """Weights that share a scale."""
     nested_block_size: int
     """Scales that share a nested absmax."""
+
+
+WEIGHT_TENSORS = PackedWeight._fields.index("format")
+"""How many of a `PackedWeight`'s fields are tensors: the first."""

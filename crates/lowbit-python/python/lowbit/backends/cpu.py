@@ -37,8 +37,8 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
         _region(w, "w"),
         w.shape,
         g.block_size,
-        _region(codes, "codes"),
-        _region(scales, "scales"),
+        _fresh(codes),
+        _fresh(scales),
     )
     return codes, scales
 
@@ -52,9 +52,9 @@ def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     offset = torch.empty((), dtype=torch.float32)
     _native.double_quantize(
         _floats(scales, "scales"),
-        _region(codes, "codes"),
-        _region(absmax, "absmax"),
-        _region(offset, "offset"),
+        _fresh(codes),
+        _fresh(absmax),
+        _fresh(offset),
     )
     return codes, absmax, offset
 
@@ -64,35 +64,43 @@ def dequantize(dtype: torch.dtype, *weight: Any) -> Tensor:
     _follow_torch()
     w = PackedWeight(*weight)
     out = torch.empty(w.shape, dtype=dtype)
-    _native.dequantize(w.format, _weight(w), _dtype(out, "dtype"), _region(out, "out"))
+    _native.dequantize(w.format, _weight(w), _dtype(out, "dtype"), _fresh(out))
     return out
 
 
 def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """`lowbit::linear`."""
+    return multiply(x, bias, PackedWeight(*weight))
+
+
+def multiply(x: Tensor, bias: Tensor | None, w: PackedWeight) -> Tensor:
+    """`lowbit::linear`, for those who call it past torch's dispatcher."""
     _follow_torch()
-    w = PackedWeight(*weight)
     x = x.contiguous()
     dtype = _dtype(x, "x")
-    y = torch.empty((*x.shape[:-1], w.shape[0]), dtype=x.dtype)
+    y = x.new_empty((*x.shape[:-1], w.shape[0]))
     bias_region = None
     if bias is not None:
         bias = bias.contiguous()
         if bias.dtype is not x.dtype:
             raise TypeError(f"bias: expected the dtype of x, {x.dtype}, got {bias.dtype}")
         bias_region = _region(bias, "bias")
-    _native.linear(w.format, _weight(w), dtype, _region(x, "x"), bias_region, _region(y, "y"))
+    _native.linear(w.format, _weight(w), dtype, _region(x, "x"), bias_region, _fresh(y))
     return y
 
 
 def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
     """`lowbit::linear_transposed`."""
+    return multiply_transposed(dy, PackedWeight(*weight))
+
+
+def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
+    """`lowbit::linear_transposed`, for those who call it past torch's dispatcher."""
     _follow_torch()
-    w = PackedWeight(*weight)
     dy = dy.contiguous()
     dtype = _dtype(dy, "dy")
-    dx = torch.empty((*dy.shape[:-1], w.shape[1]), dtype=dy.dtype)
-    _native.linear_transposed(w.format, _weight(w), dtype, _region(dy, "dy"), _region(dx, "dx"))
+    dx = dy.new_empty((*dy.shape[:-1], w.shape[1]))
+    _native.linear_transposed(w.format, _weight(w), dtype, _region(dy, "dy"), _fresh(dx))
     return dx
 
 
@@ -106,7 +114,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
         raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
     out = torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
-    _native.int8_matmul(_region(a, "a"), _region(b, "b"), a.shape[-1], _region(out, "out"))
+    _native.int8_matmul(_region(a, "a"), _region(b, "b"), a.shape[-1], _fresh(out))
     return out
 
 
@@ -130,7 +138,7 @@ def int8_rescale(
         _floats(rows, "rows"),
         _floats(columns, "columns"),
         bias_region,
-        _region(out, "out"),
+        _fresh(out),
     )
     return out
 
@@ -150,6 +158,11 @@ def _region(t: Tensor, name: str) -> _native.Region:
         raise ValueError(f"{name}: expected a tensor on cpu, got one on {t.device}; move it there")
     if not t.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {t.stride()}")
+    return t.data_ptr(), t.numel()
+
+
+def _fresh(t: Tensor) -> _native.Region:
+    """`_region` of a tensor that was made here."""
     return t.data_ptr(), t.numel()
 
 

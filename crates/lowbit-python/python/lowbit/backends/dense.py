@@ -126,7 +126,9 @@ def _out_of_blocks(entry: Format, g: Geometry, blocks: Tensor) -> Tensor:
 def _scale(entry: Format, absmax: Tensor) -> tuple[Tensor, Tensor]:
     """What is stored of each block, and the factor that brings its weights to the codebook."""
     if not entry.scales_are_bytes:
-        return (absmax / entry.peak if entry.scale_is_step else absmax), entry.peak / absmax
+        # A tensor, for torch divides a number by taking a reciprocal, which rounds twice.
+        peak = torch.full_like(absmax, entry.peak)
+        return (absmax / peak if entry.scale_is_step else absmax), peak / absmax
     peak_exponent = math.frexp(entry.peak)[1] - 1
     exponent = (absmax.view(torch.int32) >> 23) - (peak_exponent + 127) + 127
     stored = exponent.clamp(0, 254).to(torch.uint8)
