@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from lowbit import formats
 from lowbit import functional as F
 from lowbit.backends import cpu, cuda, dense

@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-import lowbit
 import pytest
 import torch
-from lowbit import functional as F
 from safetensors.torch import load_file
+
+import lowbit
+from lowbit import functional as F
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "bnb-cuda.safetensors"
 FORMATS = list(lowbit.formats.ALL)

@@ -6,8 +6,8 @@
 torch.Size([3, 128])
 """
 
-from lowbit import formats, functional
+from lowbit import formats, functional, nn
 from lowbit._native import __version__
 from lowbit.state import QuantState
 
-__all__ = ["QuantState", "__version__", "formats", "functional"]
+__all__ = ["QuantState", "__version__", "formats", "functional", "nn"]

@@ -28,6 +28,15 @@ class NestedState:
     """f32 `[256]`: values of the codes."""
     block_size: int
     """Scales that share an absmax."""
+    dtype: torch.dtype = torch.float32
+    """Of the scales before they were quantized."""
+    nested: bool = False
+    """Never again."""
+
+    @property
+    def blocksize(self) -> int:
+        """`block_size`, for functions of bitsandbytes that are given this state."""
+        return self.block_size
 
 
 @dataclass(eq=False)
@@ -64,6 +73,16 @@ class QuantState:
     def nested(self) -> bool:
         """Whether the scales are quantized themselves."""
         return self.state2 is not None
+
+    @property
+    def format(self) -> formats.Format:
+        """The format's entry in the table."""
+        return formats.by_name(self.quant_type)
+
+    @property
+    def blocksize(self) -> int:
+        """`block_size`, for functions of bitsandbytes that are given this state."""
+        return self.block_size
 
     @property
     def code(self) -> Tensor:
@@ -149,7 +168,7 @@ class QuantState:
             rest["nested_blocksize"] = self.state2.block_size
             rest["nested_dtype"] = _name(self.state2.absmax.dtype)
             rest["nested_offset"] = 0.0 if self.offset.is_meta else self.offset.item()
-        entry = formats.by_name(self.quant_type)
+        entry = self.format
         if entry.scales_are_bytes:
             rest["scale_dtype"] = _BYTE_SCALES
         if not packed:

@@ -6,6 +6,7 @@ nibble, blocks along the flattened tensor. All functions raise `ValueError` or `
 names the argument.
 """
 
+from lowbit.backends import NESTED_BLOCK_SIZE
 from lowbit.functional.blockwise import (
     dequant_absmax,
     dequantize_blockwise,
@@ -48,6 +49,7 @@ from lowbit.state import NestedState, QuantState
 
 __all__ = [
     "FLOATS",
+    "NESTED_BLOCK_SIZE",
     "NestedState",
     "QuantState",
     "dequant_absmax",
