@@ -8,6 +8,18 @@ torch.Size([3, 128])
 
 from lowbit import formats, functional, nn
 from lowbit._native import __version__
+from lowbit.config import BitsAndBytesConfig
+from lowbit.models import QuantizationReport, get_memory_footprint, quantize_model
 from lowbit.state import QuantState
 
-__all__ = ["QuantState", "__version__", "formats", "functional", "nn"]
+__all__ = [
+    "BitsAndBytesConfig",
+    "QuantState",
+    "QuantizationReport",
+    "__version__",
+    "formats",
+    "functional",
+    "get_memory_footprint",
+    "nn",
+    "quantize_model",
+]
