@@ -6,7 +6,7 @@
 
 help:
 	@echo 'make demo    build lowbit and run its demo: quantize, inspect, evaluate, generate (offline)'
-	@echo 'make test    run every test: unit, integration, documentation, GPU kernels, other processors emulated'
+	@echo 'make test    run every test: unit, integration, documentation, GPU kernels, other processors emulated, Python'
 	@echo 'make check   formatting, lints and documentation, with warnings denied'
 	@echo 'make setup   check the tools and fetch the crates of Cargo.lock (the others do this first)'
 	@echo

@@ -2,17 +2,7 @@
 #
 # shellcheck shell=bash
 
-cache=${LOWBIT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lowbit}
-
-say() {
-    echo "$(basename "$0"): $*"
-}
-
-# Ends the script: its tests do not run here, and this is why.
-skip() {
-    say "SKIPPED: $*"
-    exit 0
-}
+. scripts/common.sh
 
 # Skips unless this is Debian on x86-64.
 need_debian() {
@@ -22,19 +12,6 @@ need_debian() {
         command -v "$tool" >/dev/null || skip "what it needs comes from Debian's packages, and $tool is missing"
     done
     debian=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
-}
-
-# Fills the directory $cache/$1, whose path it leaves in $root, by calling `fill DIRECTORY`. Does
-# so once: what is there is complete.
-once() {
-    root=$cache/$1
-    [[ ! -e $root ]] || return 0
-    mkdir -p "$cache"
-    new=$(mktemp -d "$root.XXXXXX")
-    trap 'rm -rf "$new"' EXIT
-    fill "$new" || skip "its packages could not be had, see above"
-    chmod 755 "$new"
-    mv -T "$new" "$root" 2>/dev/null || true # another run may have been first
 }
 
 # Lets apt work in directory $1, with the machine's sources and as if nothing were installed.
