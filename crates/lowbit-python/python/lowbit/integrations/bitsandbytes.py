@@ -1,0 +1,288 @@
+"""Our kernels under bitsandbytes' own operations.
+
+`import bitsandbytes` calls `register` (through `lowbit_backend`, an entry point of the group
+`bitsandbytes.backends`): code that uses bitsandbytes, transformers or peft runs on our kernels
+unchanged. `LOWBIT_BNB_BACKEND` says on which devices: `all` (the default), `cpu`, `mps`, or `off`.
+
+`kernels` makes the functions, one for each operation; what an operation is given is data that
+bitsandbytes made, in its layout. Where a value differs from bitsandbytes' own:
+
+- NaN and infinity are refused with a `ValueError` instead of spoiling their block.
+- Products of integers are exact for every K, and scaled by 1/127² (6.2000124e-05; bitsandbytes'
+  default backend has 6.200124e-05).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit import formats
+from lowbit.backends import PackedWeight
+
+SWITCH = "LOWBIT_BNB_BACKEND"
+LIBRARY = "bitsandbytes"
+
+# What the maps of bitsandbytes' 8-bit blocks are codes of, and its rows of integers.
+_BLOCKWISE = [f for f in formats.ALL.values() if f.code_bits == 8 and not f.in_rows]
+_ROWS = next(f for f in formats.ALL.values() if f.library is None)
+_NIBBLES = {f.name: f for f in formats.ALL.values() if f.library == LIBRARY and f.is_nibbles}
+
+
+def register() -> None:
+    """What `import bitsandbytes` calls. Never raises: that would break the import."""
+    from lowbit.integrations import adapter
+
+    with adapter.told_once("lowbit's kernels are not used for bitsandbytes"):
+        adapter.check_versions("bitsandbytes", "torch", unless=SWITCH in os.environ)
+        for device in devices():
+            run = import_module(f"lowbit.backends.{device}")
+            adapter.register_kernels(device, kernels(run))
+            if device == "cpu":
+                adapter.keep_weights_as_stored()
+        if devices():
+            adapter.use_transposed_product()
+
+
+def devices() -> list[str]:
+    """The devices for which `LOWBIT_BNB_BACKEND` and this machine want our kernels.
+
+    Raises:
+        ValueError: for a value that is not one of its four.
+    """
+    asked = os.environ.get(SWITCH, "all")
+    if asked not in ("all", "cpu", "mps", "off"):
+        raise ValueError(f"{SWITCH}: expected all, cpu, mps or off, got {asked!r}")
+    here = ["cpu"] + ["mps"] * torch.backends.mps.is_available()
+    return [device for device in here if asked in ("all", device)]
+
+
+def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The operations of bitsandbytes by name, run by a module of `lowbit.backends`."""
+
+    def quantize_4bit(
+        A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        codes, absmax = run.quantize(A.reshape(-1), _nibbles(quant_type), blocksize)
+        return _stored_as(codes, quant_storage).unsqueeze(1), absmax
+
+    def dequantize_4bit(
+        A: Tensor,
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        weight = _weight(A, absmax, _nibbles(quant_type), shape, blocksize)
+        return run.dequantize(dtype, *weight)
+
+    def gemv_4bit(
+        A: Tensor, B: Tensor, shapeB: Sequence[int], absmax: Tensor, code: Tensor, blocksize: int
+    ) -> Tensor:
+        # All of its formats have one layout: `code` says which it is.
+        any_of_them = next(iter(_NIBBLES))
+        return run.linear(A, None, *_weight(B, absmax, any_of_them, shapeB, blocksize, code))
+
+    def gemm_4bit(
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+    ) -> Tensor:
+        weight = _weight(B, absmax, _nibbles(quant_type), shapeB, blocksize)
+        if absmax_8bit is not None:
+            weight = weight._replace(
+                scales=absmax_8bit,
+                nested_absmax=absmax,
+                nested_map=absmax_code,
+                nested_offset=absmax_offset,
+                nested_block_size=256,
+            )
+        return run.linear(A, bias, *weight)
+
+    def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+        name = _name_of_map(code, blocksize)
+        if name is None:
+            return _quantize_with_map(A, code, blocksize)
+        codes, absmax = run.quantize(A.reshape(-1), name, blocksize)
+        return codes.view(A.shape), absmax
+
+    def dequantize_blockwise(
+        A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype
+    ) -> Tensor:
+        entry = _BLOCKWISE[0]
+        if blocksize not in entry.block_sizes or code.numel() != 256:
+            return _dequantize_with_map(A, absmax, code, blocksize, dtype)
+        weight = _weight(A, absmax, entry.name, [A.numel()], blocksize, code)
+        return run.dequantize(dtype, *weight).view(A.shape)
+
+    def int8_vectorwise_quant(
+        A: Tensor, threshold: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows, columns = A.reshape(-1, A.shape[-1]), None
+        if threshold > 0.0:
+            outliers = rows.abs() >= threshold
+            columns = outliers.any(0).nonzero().view(-1)
+            rows = rows.masked_fill(outliers, 0.0) if columns.numel() else rows
+        codes, absmax = run.quantize(rows, _ROWS.name, rows.shape[1])
+        codes = codes.view(torch.int8).view(rows.shape)
+        if columns is not None and columns.numel():
+            codes[:, columns] = 0
+        return codes.view(A.shape), absmax, columns
+
+    def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
+        rows = A.reshape(-1, A.shape[-1])
+        weight = _weight(rows, stats.reshape(-1), _ROWS.name, rows.shape, rows.shape[1])
+        return run.dequantize(torch.float32, *weight).view(A.shape)
+
+    def int8_double_quant(
+        A: Tensor, threshold: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        by_row, row_stats, columns = int8_vectorwise_quant(A, threshold)
+        kept = A.reshape(-1, A.shape[-1])
+        if threshold > 0.0:
+            kept = kept.masked_fill(kept.abs() >= threshold, 0.0)
+        by_column, column_stats, _ = int8_vectorwise_quant(kept.t().contiguous())
+        return by_row, by_column.t().contiguous().view(A.shape), row_stats, column_stats, columns
+
+    def int8_linear_matmul(A: Tensor, B: Tensor) -> Tensor:
+        return run.int8_matmul(A, B)
+
+    def int8_mm_dequant(
+        A: Tensor,
+        row_stats: Tensor,
+        col_stats: Tensor,
+        dtype: torch.dtype | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        return run.int8_rescale(A, row_stats, col_stats, bias, dtype or torch.float16)
+
+    def int8_scaled_mm(
+        A: Tensor,
+        B: Tensor,
+        row_stats: Tensor,
+        col_stats: Tensor,
+        bias: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        # Through the dispatcher: on some processors bitsandbytes' own product is kept.
+        sums = torch.ops.bitsandbytes.int8_linear_matmul.default(A, B)
+        return int8_mm_dequant(sums, row_stats, col_stats, dtype, bias)
+
+    made: list[Callable[..., Any]] = [
+        quantize_4bit,
+        dequantize_4bit,
+        gemv_4bit,
+        gemm_4bit,
+        quantize_blockwise,
+        dequantize_blockwise,
+        int8_vectorwise_quant,
+        int8_vectorwise_dequant,
+        int8_double_quant,
+    ]
+    if hasattr(run, "int8_matmul"):
+        made += [int8_linear_matmul, int8_mm_dequant, int8_scaled_mm]
+    named = {kernel.__name__: kernel for kernel in made}
+    for name in ("dequantize_4bit", "gemv_4bit", "dequantize_blockwise", "int8_linear_matmul"):
+        if name in named:
+            named[f"{name}.out"] = _writing_to_out(named[name])
+    return named
+
+
+def _writing_to_out(kernel: Callable[..., Tensor]) -> Callable[..., None]:
+    def with_out(*arguments: Any) -> None:
+        *given, out = arguments
+        result = kernel(*given)
+        if out.shape != result.shape or out.dtype != result.dtype:
+            raise ValueError(
+                f"out: expected {result.dtype} of shape {list(result.shape)}, "
+                f"got {out.dtype} of shape {list(out.shape)}"
+            )
+        out.copy_(result)
+
+    return with_out
+
+
+def _nibbles(quant_type: str) -> str:
+    if quant_type not in _NIBBLES:
+        raise ValueError(f"quant_type: expected one of {list(_NIBBLES)}, got {quant_type!r}")
+    return quant_type
+
+
+def _weight(
+    codes: Tensor,
+    absmax: Tensor,
+    name: str,
+    shape: Sequence[int],
+    block_size: int,
+    code: Tensor | None = None,
+) -> PackedWeight:
+    """A weight as bitsandbytes passes it: absmax may have 16 bits, codes may be too long."""
+    scales = absmax if absmax.dtype is torch.float32 else absmax.float()
+    codes = codes.contiguous()
+    needed = formats.by_name(name).geometry(shape, block_size).code_bytes
+    if codes.nbytes > needed:
+        codes = codes.view(-1).view(torch.uint8)[:needed]
+    return PackedWeight(
+        codes, scales.contiguous(), None, None, None, code, None, name, shape, block_size, 0
+    )
+
+
+def _stored_as(codes: Tensor, storage: torch.dtype) -> Tensor:
+    if codes.numel() % storage.itemsize:
+        raise ValueError(
+            f"quant_storage: expected a dtype whose {storage.itemsize} bytes divide the "
+            f"{codes.numel()} bytes of codes, got {storage}; use torch.uint8"
+        )
+    return codes.view(storage)
+
+
+def _name_of_map(code: Tensor, block_size: int) -> str | None:
+    """The format whose values `code` holds, if it has blocks of that size."""
+    for entry in _BLOCKWISE:
+        fits = block_size in entry.block_sizes and code.shape == (256,)
+        if fits and torch.equal(code, _map_of(entry.name, code.device)):
+            return entry.name
+    return None
+
+
+@cache
+def _map_of(name: str, device: torch.device) -> Tensor:
+    return torch.tensor(formats.by_name(name).codebook, dtype=torch.float32, device=device)
+
+
+def _quantize_with_map(A: Tensor, code: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Any ascending map and block size, in torch: the nearest value, a tie to the lower code."""
+    blocks = _in_blocks(A.float(), block_size)
+    absmax = blocks.abs().amax(1)
+    scaled = (blocks / absmax.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).view(-1)
+    middles = (code[1:] + code[:-1]) / 2
+    codes = torch.bucketize(scaled[: A.numel()], middles).to(torch.uint8)
+    return codes.view(A.shape), absmax
+
+
+def _dequantize_with_map(
+    A: Tensor, absmax: Tensor, code: Tensor, block_size: int, dtype: torch.dtype
+) -> Tensor:
+    """The inverse of `_quantize_with_map`."""
+    values = _in_blocks(code[A.long()], block_size) * absmax[:, None]
+    return values.view(-1)[: A.numel()].view(A.shape).to(dtype)
+
+
+def _in_blocks(t: Tensor, block_size: int) -> Tensor:
+    flat = t.reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size)).view(-1, block_size)
