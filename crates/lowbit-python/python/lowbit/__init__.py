@@ -9,8 +9,11 @@ torch.Size([3, 128])
 from lowbit import formats, functional, nn
 from lowbit._native import __version__
 from lowbit.config import BitsAndBytesConfig
+from lowbit.integrations import adapter as _adapter
 from lowbit.models import QuantizationReport, get_memory_footprint, quantize_model
 from lowbit.state import QuantState
+
+_adapter.when_imported("peft.tuners.lora.model", _adapter.use_lora_on_quantized_layers)
 
 __all__ = [
     "BitsAndBytesConfig",

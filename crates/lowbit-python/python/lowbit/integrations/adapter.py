@@ -1,4 +1,4 @@
-"""Everything that touches a private name of torch, bitsandbytes or transformers, in one place.
+"""Everything that touches a private name of bitsandbytes, transformers or peft, in one place.
 
 Tested with the versions of `TESTED`. Whatever is replaced is looked at first: an operation by the
 names of its arguments, a function by its signature. Where a version is unknown or a signature is
@@ -170,6 +170,25 @@ def use_transposed_product() -> None:
     _expect(_functions.MatMul4Bit.backward, "(ctx, grad_output)")
     ours = bnb_autograd.matmul_4bit_class(_functions.MatMul4Bit)
     _replace(_functions, "MatMul4Bit", ours)
+
+
+def use_lora_on_quantized_layers() -> None:
+    """Have peft put LoRA on our layers by a class that knows how to merge into them."""
+    with told_once("peft cannot merge adapters into lowbit's layers"):
+        check_versions("peft")
+        from peft.tuners.lora import model
+
+        from lowbit.integrations import peft
+
+        theirs = model.dispatch_default
+        _expect(theirs, "(target, adapter_name, config, parameter_name, kwargs)")
+        _expect(peft.lora.Linear.merge, "(self, safe_merge, adapter_names)")
+        _expect(peft.lora.Linear.unmerge, "(self)")
+
+        def dispatch_default(*args: Any, **kwargs: Any) -> Any:
+            return peft.dispatch(*args, **kwargs) or theirs(*args, **kwargs)
+
+        _replace(model, "dispatch_default", dispatch_default)
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
