@@ -6,6 +6,8 @@
 torch.Size([3, 128])
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lowbit import formats, functional, nn
 from lowbit._native import __version__
 from lowbit.config import BitsAndBytesConfig
@@ -13,10 +15,12 @@ from lowbit.integrations import adapter as _adapter
 from lowbit.models import QuantizationReport, get_memory_footprint, quantize_model
 from lowbit.state import QuantState
 
-_adapter.when_imported("peft.tuners.lora.model", _adapter.use_lora_on_quantized_layers)
+if TYPE_CHECKING:
+    from lowbit.integrations.transformers import LowbitConfig
 
 __all__ = [
     "BitsAndBytesConfig",
+    "LowbitConfig",
     "QuantState",
     "QuantizationReport",
     "__version__",
@@ -26,3 +30,15 @@ __all__ = [
     "nn",
     "quantize_model",
 ]
+
+_adapter.register_quantizer()
+_adapter.when_imported("peft.tuners.lora.model", _adapter.use_lora_on_quantized_layers)
+
+
+def __getattr__(name: str) -> Any:
+    # Needs transformers, which takes seconds to import.
+    if name == "LowbitConfig":
+        from lowbit.integrations.transformers import LowbitConfig
+
+        return LowbitConfig
+    raise AttributeError(f"module 'lowbit' has no attribute {name!r}")

@@ -8,6 +8,7 @@ another one, nothing is touched, and a warning says so, once.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.abc
 import importlib.metadata
 import importlib.util
@@ -212,6 +213,17 @@ def when_imported(name: str, then: Callable[[], None]) -> None:
         then()
     else:
         sys.meta_path.insert(0, _AfterImport(name, then))
+
+
+def register_quantizer() -> None:
+    """Make `quant_method: lowbit` known to transformers, once that is imported."""
+    when_imported("transformers.quantizers.auto", _register_quantizer)
+
+
+def _register_quantizer() -> None:
+    with told_once("transformers does not know quant_method: lowbit"):
+        check_versions("transformers")
+        importlib.import_module("lowbit.integrations.transformers")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

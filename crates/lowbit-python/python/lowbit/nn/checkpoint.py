@@ -16,6 +16,7 @@ ROW_STATS = "SCB"
 """Absmax of each row, beside an int8 `weight`."""
 WEIGHT_FORMAT = "weight_format"
 """u8 scalar, beside an int8 `weight`: the order of its elements."""
+BESIDE_WEIGHT = (ROW_STATS, WEIGHT_FORMAT)
 _ROW_MAJOR = 0
 
 
@@ -29,7 +30,7 @@ def parts(state: QuantState) -> dict[str, Tensor]:
 
 def belongs_to_weight(key: str) -> bool:
     """Whether a key of a layer is one of those that describe its weight."""
-    return key == "weight" or key.startswith("weight.") or key in (ROW_STATS, WEIGHT_FORMAT)
+    return key == "weight" or key.startswith("weight.") or key in BESIDE_WEIGHT
 
 
 def read(

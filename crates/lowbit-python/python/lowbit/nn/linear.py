@@ -176,6 +176,8 @@ class QuantizedLinear(nn.Linear):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_meta:
+            return  # Nothing to describe yet; and transformers loads what it finds here.
         for key, part in checkpoint.parts(self.quant_state).items():
             destination[prefix + key] = part
 
