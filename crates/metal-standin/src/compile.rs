@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
@@ -43,6 +44,15 @@ const HEADERS: [(&str, &str); 9] = [
     ("standin/matrix.h", include_str!("../include/standin/matrix.h")),
 ];
 
+/// How many texts are compiled together: the headers are read once for all, and several units can
+/// be compiled at a time.
+const TEXTS_A_UNIT: usize = 8;
+/// How anything is compiled.
+const CODE: &str = "-O1 -fPIC -fvisibility=hidden";
+/// How Metal text is: as C++ for OpenCL without its library, where literals are f32.
+const DIALECT: &str = "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -cl-single-precision-constant \
+                       -fno-math-errno -Wno-everything -I.";
+
 impl Library {
     /// Compiles texts, each of a name of its own. Several in one call take less time than one each.
     ///
@@ -56,24 +66,11 @@ impl Library {
             fs::create_dir_all(file.parent().unwrap_or(dir.path())).map_err(io)?;
             fs::write(file, content).map_err(io)?;
         }
-        let mut units = String::from("#include <metal_stdlib>\n");
         let mut calls = Vec::new();
-        for (i, (name, source)) in sources.iter().enumerate() {
-            let refuse = |reason| Error::Text { name: (*name).to_owned(), reason };
-            let source = text::without_comments(source);
-            let kernels = text::kernels(&source).map_err(refuse)?;
-            let source = text::with_shared_variables(&source).map_err(refuse)?;
-            units += &format!("namespace text{i} {{\n#line 1 {name:?}\n{source}\n");
-            for kernel in kernels {
-                let symbol = format!("standin_{i}_{}", kernel.name);
-                units += &format!(
-                    "extern \"C\" __attribute__((visibility(\"default\"))) void {symbol}(void* \
-                     const* b, const standin_position* p) {{ {}; }}\n",
-                    kernel.call()
-                );
-                calls.push((((*name).to_owned(), kernel.name.clone()), symbol, kernel.buffers()));
-            }
-            units += "}\n";
+        let mut units = Vec::new();
+        for (i, sources) in sources.chunks(TEXTS_A_UNIT).enumerate() {
+            let unit = unit(i * TEXTS_A_UNIT, sources, &mut calls)?;
+            units.push((format!("unit{i}"), unit));
         }
         let path = build(clang, dir.path(), &units, math)?;
         // SAFETY: the library was just built from code that does nothing when it is loaded.
@@ -90,11 +87,11 @@ impl Library {
     }
 
     /// Runs kernel `entry` of the text `name` and waits for it. `buffers` are in the order of their
-    /// index.
+    /// index; there may be more than it takes.
     ///
     /// # Errors
-    /// If there is no such kernel, if it takes another number of buffers, or if its threads do what
-    /// they must not do.
+    /// If there is no such kernel, if it takes more buffers, or if its threads do what they must not
+    /// do.
     pub fn run(&self, name: &str, entry: &str, buffers: &[&Buffer], launch: &Launch) -> Result<()> {
         let pointers: Vec<_> = buffers.iter().map(|b| b.start().cast()).collect();
         // SAFETY: the pointers are those of buffers, whose ends are guarded.
@@ -117,7 +114,7 @@ impl Library {
         let Some((function, buffers)) = self.kernels.get(&key) else {
             return Err(Error::NoKernel { name: key.0, entry: key.1 });
         };
-        let outcome = if *buffers == pointers.len() {
+        let outcome = if *buffers <= pointers.len() {
             schedule::run(*function, &format!("{entry} of {name}"), pointers, launch, self.math)
         } else {
             Err(format!("it takes {buffers} buffers, not {}", pointers.len()))
@@ -131,29 +128,79 @@ impl Library {
     }
 }
 
-/// Compiles `units` to a shared library in `dir`.
-fn build(clang: &Path, dir: &Path, units: &str, math: Math) -> Result<PathBuf> {
-    fs::write(dir.join("kernels.clcpp"), units).map_err(io)?;
-    fs::write(dir.join("connect.c"), include_str!("../include/connect.c")).map_err(io)?;
-    let mut kernels = Command::new(clang);
-    kernels
-        .args("-x clcpp -cl-std=clc++2021 -cl-no-stdinc -cl-single-precision-constant".split(' '));
-    kernels.args("-O2 -fPIC -fvisibility=hidden -fno-math-errno -Wno-everything -I.".split(' '));
-    kernels.args(match math {
-        Math::Precise => ["-ffp-contract=off"],
-        Math::Fast => ["-ffast-math"],
-    });
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-        kernels.args(["-mavx2", "-mfma", "-mf16c"]);
+/// A kernel's text and name, the function that calls it, and how many buffers it takes.
+type Call = ((String, String), String, usize);
+
+/// One file with several texts, which may declare the same names; the first has number `first`.
+fn unit(first: usize, sources: &[(&str, &str)], calls: &mut Vec<Call>) -> Result<String> {
+    let mut unit = String::from("#include <metal_stdlib>\n");
+    for (i, (name, source)) in (first..).zip(sources) {
+        let refuse = |reason| Error::Text { name: (*name).to_owned(), reason };
+        let source = text::without_comments(source);
+        let kernels = text::kernels(&source).map_err(refuse)?;
+        let source = text::with_shared_variables(&source).map_err(refuse)?;
+        unit += &format!("namespace text{i} {{\n#line 1 {name:?}\n{source}\n");
+        for kernel in kernels {
+            let symbol = format!("standin_{i}_{}", kernel.name);
+            unit += &format!(
+                "extern \"C\" __attribute__((visibility(\"default\"))) void {symbol}(void* const* \
+                 b, const standin_position* p) {{ {}; }}\n",
+                kernel.call()
+            );
+            calls.push((((*name).to_owned(), kernel.name.clone()), symbol, kernel.buffers()));
+        }
+        unit += "}\n";
     }
-    run(kernels.args(["-c", "kernels.clcpp"]).current_dir(dir))?;
-    // In two steps: with -ffast-math the linker would add code that changes how the process that
-    // loads the library calculates.
+    Ok(unit)
+}
+
+/// Compiles units, by their names, to a shared library in `dir`.
+fn build(clang: &Path, dir: &Path, units: &[(String, String)], math: Math) -> Result<PathBuf> {
+    let compile = |i: usize| {
+        let mut command = Command::new(clang);
+        command.args(CODE.split(' ')).current_dir(dir);
+        let Some((name, text)) = i.checked_sub(1).map(|i| &units[i]) else {
+            fs::write(dir.join("connect.c"), include_str!("../include/connect.c")).map_err(io)?;
+            return run(command.args(["-c", "connect.c"]));
+        };
+        let file = format!("{name}.clcpp");
+        fs::write(dir.join(&file), text).map_err(io)?;
+        command.args(DIALECT.split(' ')).arg(match math {
+            Math::Precise => "-ffp-contract=off",
+            Math::Fast => "-ffast-math",
+        });
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            command.args(["-mavx2", "-mfma", "-mf16c"]);
+        }
+        run(command.args(["-c", &file]))
+    };
+    in_parallel(units.len() + 1, compile)?;
+    // On its own: with -ffast-math the linker would add code that changes how the process that loads
+    // the library calculates.
     let mut link = Command::new(clang);
-    link.args("-shared -fPIC -fvisibility=hidden -o kernels.so kernels.o connect.c -lm".split(' '));
-    run(link.current_dir(dir))?;
+    link.args(["-shared", "-o", "kernels.so", "connect.o"]).current_dir(dir);
+    run(link.args(units.iter().map(|(name, _)| format!("{name}.o"))).arg("-lm"))?;
     Ok(dir.join("kernels.so"))
+}
+
+/// Runs `job` for all numbers below `count`, several at a time; the first error.
+fn in_parallel(count: usize, job: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || loop {
+        match next.fetch_add(1, Ordering::Relaxed) {
+            i if i < count => job(i)?,
+            _ => return Ok(()),
+        }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let outcome = |worker: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().try_for_each(outcome)
+    })
 }
 
 fn run(command: &mut Command) -> Result<()> {
