@@ -139,17 +139,19 @@ fn unit(first: usize, sources: &[(&str, &str)], calls: &mut Vec<Call>) -> Result
         let source = text::without_comments(source);
         let kernels = text::kernels(&source).map_err(refuse)?;
         let source = text::with_shared_variables(&source).map_err(refuse)?;
-        unit += &format!("namespace text{i} {{\n#line 1 {name:?}\n{source}\n");
+        // The inner namespace says that nothing else uses what is in it, which spares compiling what
+        // the kernels do not use.
+        unit += &format!("namespace text{i} {{ namespace {{\n#line 1 {name:?}\n{source}\n");
         for kernel in kernels {
             let symbol = format!("standin_{i}_{}", kernel.name);
             unit += &format!(
-                "extern \"C\" __attribute__((visibility(\"default\"))) void {symbol}(void* const* \
-                 b, const standin_position* p) {{ {}; }}\n",
+                "}} extern \"C\" __attribute__((visibility(\"default\"))) void {symbol}(void* \
+                 const* b, const standin_position* p) {{ {}; }} namespace {{\n",
                 kernel.call()
             );
             calls.push((((*name).to_owned(), kernel.name.clone()), symbol, kernel.buffers()));
         }
-        unit += "}\n";
+        unit += "}}\n";
     }
     Ok(unit)
 }

@@ -1,4 +1,17 @@
-//! The same for programs that load this crate as a shared library, such as Python's tests.
+//! The same for programs that load this crate as a shared library, such as Python's tests:
+//!
+//! ```python
+//! standin = ctypes.CDLL("target/debug/libmetal_standin.so")  # cargo build -p metal-standin
+//! standin.metal_standin_compile.restype = ctypes.c_void_p
+//! message = ctypes.create_string_buffer(4096)
+//! library = standin.metal_standin_compile(text.encode(), True, message, len(message))
+//! buffers = (ctypes.c_void_p * 2)(x.data_ptr(), y.data_ptr())
+//! start = Start(threads, group, 32, False)  # a ctypes.Structure like `Start` below
+//! ok = standin.metal_standin_run(
+//!     ctypes.c_void_p(library), b"gemv", buffers, ctypes.c_size_t(2), ctypes.byref(start),
+//!     message, ctypes.c_size_t(len(message)),
+//! )
+//! ```
 
 use std::ffi::{CStr, c_char, c_void};
 
