@@ -3,17 +3,39 @@
 use std::ops::Range;
 
 use bytemuck::{AnyBitPattern, Pod};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
+
+/// A number from zero on. Others are a `ValueError`, where pyo3 would raise an `OverflowError`.
+#[derive(Debug, Clone, Copy)]
+pub struct Size(pub usize);
+
+impl<'py> FromPyObject<'_, 'py> for Size {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        object.extract().map(Size).map_err(|error: PyErr| {
+            if !error.is_instance_of::<PyOverflowError>(object.py()) {
+                return error;
+            }
+            PyValueError::new_err(format!("expected a size, got {}", object.as_any()))
+        })
+    }
+}
+
+/// Numbers of a list or a tuple.
+pub fn sizes(list: &[Size]) -> Vec<usize> {
+    list.iter().map(|size| size.0).collect()
+}
 
 /// The elements of a contiguous tensor: address of the first, and their number.
 #[derive(Debug, Clone, Copy, FromPyObject)]
-pub struct Region(usize, usize);
+pub struct Region(Size, Size);
 
 impl Region {
     /// The addresses of the region, if a slice of `T` may lie there.
     fn check<T>(self, name: &str) -> PyResult<Range<usize>> {
-        let Region(address, len) = self;
+        let Region(Size(address), Size(len)) = self;
         let refuse = |what: &str| {
             let text = format!(
                 "{name}: expected the address of {len} elements of {} bytes, got {address:#x}, \
@@ -52,7 +74,7 @@ impl Region {
         }
         // SAFETY: not null, aligned, no longer than isize::MAX bytes; any bits are a T. The rest is
         // the caller's promise.
-        Ok(unsafe { std::slice::from_raw_parts(self.0 as *const T, self.1) })
+        Ok(unsafe { std::slice::from_raw_parts(self.0.0 as *const T, self.1.0) })
     }
 
     /// The elements, to write.
@@ -77,7 +99,7 @@ impl Region {
             return Err(PyValueError::new_err(text));
         }
         // SAFETY: as in `read`; no input overlaps it.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.0 as *mut T, self.1) })
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.0.0 as *mut T, self.1.0) })
     }
 }
 

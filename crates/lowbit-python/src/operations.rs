@@ -8,7 +8,7 @@ use lowbit::{Cpu, Element, Scales, formats};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::memory::{Region, addresses};
+use crate::memory::{Region, Size, addresses, sizes};
 use crate::threads;
 use crate::to_python;
 use crate::weight::PyWeight;
@@ -36,12 +36,12 @@ pub fn quantize(
     format: &str,
     dtype: &str,
     w: Region,
-    shape: Vec<usize>,
-    block_size: usize,
+    shape: Vec<Size>,
+    block_size: Size,
     codes: Region,
     scales: Region,
 ) -> PyResult<()> {
-    typed!(dtype, quantize_typed(py, format, w, &shape, block_size, codes, scales))
+    typed!(dtype, quantize_typed(py, format, w, &sizes(&shape), block_size.0, codes, scales))
 }
 
 fn quantize_typed<T: Element>(
@@ -197,13 +197,13 @@ fn linear_transposed_typed<T: Element>(
 
 /// `out = a bᵀ`, exact: `a: [M, k]`, `b: [N, k]` in i8, `out: [M, N]` in i32.
 #[pyfunction]
-pub fn int8_matmul(py: Python<'_>, a: Region, b: Region, k: usize, out: Region) -> PyResult<()> {
+pub fn int8_matmul(py: Python<'_>, a: Region, b: Region, k: Size, out: Region) -> PyResult<()> {
     // SAFETY: see the module.
     let (a, b, out) = unsafe {
         let (a, b): (&[i8], &[i8]) = (a.read("a")?, b.read("b")?);
         (a, b, out.write::<i32>("out", &[addresses(a), addresses(b)])?)
     };
-    py.detach(|| threads::run(|| Cpu::best().int8_matmul(a, b, k, out))).map_err(to_python)
+    py.detach(|| threads::run(|| Cpu::best().int8_matmul(a, b, k.0, out))).map_err(to_python)
 }
 
 /// `out = sums * rows * columns / 127² + bias`: `sums, out: [M, N]`, `rows: [M]`,

@@ -9,7 +9,7 @@ use lowbit::{Format, Geometry, Nested, Parts, QTensor, Scales};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::memory::{Region, addresses};
+use crate::memory::{Region, Size, addresses, sizes};
 use crate::to_python;
 
 /// Bytes of the widest dtype that codes are stored as.
@@ -19,8 +19,8 @@ const WIDEST: usize = 8;
 /// them nested scales, a codebook of its own, and means.
 #[derive(FromPyObject)]
 pub struct PyWeight(
-    Vec<usize>,
-    usize,
+    Vec<Size>,
+    Size,
     Region,
     Region,
     Option<PyNested>,
@@ -30,7 +30,7 @@ pub struct PyWeight(
 
 /// Of scales that are quantized themselves: their absmax, map and offset, and the block size.
 #[derive(FromPyObject)]
-struct PyNested(Region, Region, Region, usize);
+struct PyNested(Region, Region, Region, Size);
 
 impl PyWeight {
     /// The weight, sharing Python's memory, and the addresses that it reads.
@@ -41,7 +41,8 @@ impl PyWeight {
     /// # Safety
     /// The tensor is dropped before Python frees or writes any part.
     pub unsafe fn borrow(self, format: &'static Format) -> PyResult<(QTensor, [Range<usize>; 2])> {
-        let PyWeight(shape, block_size, codes, scales, nested, codebook, means) = self;
+        let PyWeight(shape, Size(block_size), codes, scales, nested, codebook, means) = self;
+        let shape = sizes(&shape);
         // SAFETY: the caller promises that the tensor, and so the slices in it, are dropped in time.
         let codes: &'static [u8] = unsafe { codes.read("codes")? };
         // Codes that are seen as a wider dtype may end in bytes that fill its last element.
@@ -59,7 +60,7 @@ impl PyWeight {
                 let scales: &'static [u8] = unsafe { scales.read("scales")? };
                 (Scales::E8M0(Bytes::from_static(scales)), addresses(scales))
             }
-            (Some(PyNested(absmax, map, offset, block_size)), _) => {
+            (Some(PyNested(absmax, map, offset, Size(block_size))), _) => {
                 // SAFETY: the same.
                 let scales: &'static [u8] = unsafe { scales.read("scales")? };
                 let nested = Nested {

@@ -162,6 +162,8 @@ impl QTensor {
             if format.has_mean { geometry.blocks } else { 0 },
             means.as_ref().map_or(0, Vec::len),
         )?;
+        // Kernels ask only whether there are means.
+        let means = means.filter(|_| format.has_mean);
         match (&scales, format.scale) {
             (Scales::E8M0(_), ScaleKind::E8M0) => {}
             (Scales::F32(_), ScaleKind::Absmax | ScaleKind::Step) => {}

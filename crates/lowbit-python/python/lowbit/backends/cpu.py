@@ -7,6 +7,7 @@ What arrives here may come from anyone through `torch.ops.lowbit`. What the nati
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ def multiply(x: Tensor, bias: Tensor | None, w: PackedWeight) -> Tensor:
     _follow_torch()
     x = x.contiguous()
     dtype = _dtype(x, "x")
-    y = x.new_empty((*x.shape[:-1], w.shape[0]))
+    n, _ = _matrix(w)
+    y = x.new_empty((*x.shape[:-1], n))
     bias_region = None
     if bias is not None:
         bias = bias.contiguous()
@@ -99,7 +101,8 @@ def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
     _follow_torch()
     dy = dy.contiguous()
     dtype = _dtype(dy, "dy")
-    dx = dy.new_empty((*dy.shape[:-1], w.shape[1]))
+    _, k = _matrix(w)
+    dx = dy.new_empty((*dy.shape[:-1], k))
     _native.linear_transposed(w.format, _weight(w), dtype, _region(dy, "dy"), _fresh(dx))
     return dx
 
@@ -159,6 +162,12 @@ def _region(t: Tensor, name: str) -> _native.Region:
     if not t.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {t.stride()}")
     return t.data_ptr(), t.numel()
+
+
+def _matrix(w: PackedWeight) -> Sequence[int]:
+    if len(w.shape) != 2:
+        raise ValueError(f"shape: expected [N, K], got {list(w.shape)}")
+    return w.shape
 
 
 def _fresh(t: Tensor) -> _native.Region:

@@ -127,9 +127,10 @@ def linear(x: Tensor, codes: Tensor, state: QuantState, bias: Tensor | None = No
     """
     check_state("state", state)
     check_floats("x", x)
-    check_activations(x, state.shape)
+    codes = check_tensor("codes", codes)
+    check_activations(x, state.shape, codes.device)
     check_bias(bias, state.shape[0], x.dtype)
-    return eager.linear(x, bias, state.weight(check_tensor("codes", codes)))
+    return eager.linear(x, bias, state.weight(codes))
 
 
 def stored_as(codes: Tensor, storage: torch.dtype) -> Tensor:

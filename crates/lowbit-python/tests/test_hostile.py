@@ -1,0 +1,338 @@
+"""Whatever is passed, to whatever entry: an error that says what was wrong, and never a crash."""
+
+import itertools
+
+import pytest
+import torch
+
+import lowbit
+from lowbit import _native, formats, ops
+from lowbit import functional as F
+
+REFUSALS = (ValueError, TypeError)
+
+
+def address(t):
+    return t.data_ptr(), t.numel()
+
+
+# Regions of bytes: anywhere is aligned, and codes may end in bytes that fill a wider dtype.
+BYTES = set()
+
+
+def byte_address(t):
+    BYTES.add(address(t))
+    return address(t)
+
+
+class Raw:
+    """Arguments of each native function that are as they should be, and what they point to."""
+
+    def __init__(self, quant_type="nf4", nested=True, n=8, k=64):
+        self.w = torch.randn(n, k)
+        codes, state = F.quantize_4bit(self.w, quant_type=quant_type, compress_statistics=nested)
+        self.kept = w = state.weight(codes.view(-1))
+        scales = byte_address(w.scales)
+        parts = None
+        if nested:
+            tensors = (w.nested_absmax, w.nested_map, w.nested_offset)
+            parts = (*map(address, tensors), w.nested_block_size)
+        weight = ((n, k), 64, byte_address(w.codes), scales, parts, None, None)
+        self.x, self.y, self.bias = torch.randn(3, k), torch.zeros(3, n), torch.randn(n)
+        self.dx, self.out = torch.zeros(3, k), torch.zeros(n, k)
+        self.codes = torch.zeros(n * k // 2, dtype=torch.uint8)
+        self.scales = torch.zeros(n * k // 64)
+        self.bytes = torch.zeros(len(self.scales), dtype=torch.uint8)
+        self.ints = torch.ones(3, k, dtype=torch.int8)
+        self.sums = torch.zeros(3, 3, dtype=torch.int32)
+        self.few, self.one, self.nine = torch.zeros(1), torch.zeros(1), torch.zeros(3, 3)
+        x, y, sums = map(address, (self.x, self.y, self.sums))
+        ints = byte_address(self.ints)
+        three = address(self.bias[:3])
+        self.calls = {
+            "quantize": [
+                quant_type,
+                "f32",
+                address(self.w),
+                (n, k),
+                64,
+                byte_address(self.codes),
+                address(self.scales),
+            ],
+            "double_quantize": [
+                address(self.scales),
+                byte_address(self.bytes),
+                address(self.few),
+                address(self.one),
+            ],
+            "dequantize": [quant_type, weight, "f32", address(self.out)],
+            "linear": [quant_type, weight, "f32", x, address(self.bias), y],
+            "linear_transposed": [quant_type, weight, "f32", y, address(self.dx)],
+            "int8_matmul": [ints, ints, k, sums],
+            "int8_rescale": ["f32", sums, three, three, None, address(self.nine)],
+        }
+
+
+def hostile_region(region):
+    start, length = region
+    huge = 2**62
+    if region not in BYTES:
+        yield from [(start + 1, length), (start, length + 1)]
+    yield from [(0, length), (start, huge), (start, 2**63), (2**64 - 4, length)]
+    yield from [(start, max(length - 1, 0)), (start, 0), (start, -1)]
+    yield from [(start,), (start, length, 1), None, "memory", (1.5, length), ("a", "b"), start]
+
+
+def hostile(value):
+    """Values of the wrong kind, size or range in the place of one that is right."""
+    if isinstance(value, tuple) and len(value) == 2 and value[0] > 2**16:
+        yield from hostile_region(value)
+    elif isinstance(value, tuple):
+        for i, part in enumerate(value):
+            for other in hostile(part):
+                yield (*value[:i], other, *value[i + 1 :])
+        yield from [value[:-1], (), 7]
+        if len(value) != 4:  # Without its nested scales, a weight has f32 ones.
+            yield None
+    elif isinstance(value, str):
+        yield from ["", "f64", "nf5", "\0", "x" * 10_000, None, 3, b"nf4"]
+    elif isinstance(value, int):
+        yield from [0, -1, 1, 3, 63, 2**31, 2**62, 2**64, None, 1.5, "64"]
+
+
+def is_legitimate(name, position, value, other):
+    """Whether what looks hostile has a meaning after all."""
+    if isinstance(other, tuple) and len(other) == 7 and other[4]:
+        *same, block_size = other[4] if isinstance(other[4], tuple) else [other[4]]
+        if other[:4] == value[:4] and same == list(value[4][:3]) and isinstance(block_size, int):
+            return block_size >= value[3][1]  # All scales are one block.
+    no_part = other is None and name in ("linear", "dequantize", "linear_transposed")
+    return no_part or (name == "linear" and position == 4 and other is None)
+
+
+@pytest.mark.parametrize("name", list(Raw().calls))
+def test_native_functions_refuse_what_they_cannot_take(name):
+    function = getattr(_native, name)
+    raw = Raw()
+    arguments = raw.calls[name]
+    function(*arguments)
+    refused = 0
+    for i, value in enumerate(arguments):
+        for other in hostile(value):
+            if is_legitimate(name, i, value, other):
+                continue
+            try:
+                function(*arguments[:i], other, *arguments[i + 1 :])
+            except REFUSALS:
+                refused += 1
+            else:
+                pytest.fail(f"argument {i}: {other!r} was taken instead of {value!r}")
+    with pytest.raises(TypeError):
+        function(*arguments[:-1])
+    with pytest.raises(TypeError):
+        function(*arguments, 1)
+    assert refused >= 30
+
+
+def test_native_functions_do_not_write_what_they_read():
+    raw = Raw()
+    quant_type, weight, dtype, x, bias, _ = raw.calls["linear"]
+    for overlapping in (x, (weight[2][0], 24), (weight[3][0], 24 // 4), bias):
+        size = 3 * 8
+        with pytest.raises(ValueError, match="y: expected"):
+            _native.linear(quant_type, weight, dtype, x, bias, (overlapping[0], size))
+    a = raw.calls["quantize"]
+    with pytest.raises(ValueError, match="codes: expected"):
+        _native.quantize(*a[:5], (a[2][0], a[5][1]), a[6])
+    with pytest.raises(ValueError, match="scales: expected"):
+        _native.quantize(*a[:6], (a[2][0], a[6][1]))
+
+
+def weight_of(**changes):
+    codes, state = F.quantize_4bit(torch.randn(8, 64), compress_statistics=True)
+    return list(state.weight(codes)._replace(**changes))
+
+
+HOSTILE_TENSORS = [
+    torch.empty(0),
+    torch.empty(0, dtype=torch.uint8),
+    torch.randn(1),
+    torch.randn(8, 63),
+    torch.randn(64, 16).T,
+    torch.randn(8, 64, dtype=torch.float64),
+    torch.randn(8, 64, dtype=torch.complex64),
+    torch.zeros(8, 64, dtype=torch.bool),
+    torch.zeros(8, 64, dtype=torch.int64),
+    torch.randn(8, 64, device="meta"),
+    torch.randn(8, 64).to_sparse(),
+    torch.zeros((), dtype=torch.uint8),
+    torch.full((8, 64), float("nan")),
+    torch.randn(1).expand(8, 64),
+]
+HOSTILE = {
+    torch.Tensor: HOSTILE_TENSORS,
+    type(None): HOSTILE_TENSORS,
+    str: ["", "nf5", "int8"],
+    int: [0, -1, 1, 3, 2**31, 2**62],
+    torch.Size: [[], [0], [8], [-8, 64], [8, -64], [2**40, 2**40], [8, 65], [64, 8], [1, 8, 64]],
+    torch.dtype: [torch.float64, torch.int8, torch.complex64, torch.uint8],
+}
+OPERATIONS = {
+    "quantize": (ops.quantize, lambda: [torch.randn(8, 64), "nf4", 64]),
+    "double_quantize": (ops.double_quantize, lambda: [torch.rand(100)]),
+    "dequantize": (ops.dequantize, lambda: [torch.float32, *weight_of()]),
+    "linear": (ops.linear, lambda: [torch.randn(3, 64), torch.randn(8), *weight_of()]),
+    "linear_transposed": (ops.linear_transposed, lambda: [torch.randn(3, 8), *weight_of()]),
+    "int8_matmul": (
+        ops.int8_matmul,
+        lambda: [torch.ones(3, 64, dtype=torch.int8), torch.ones(8, 64, dtype=torch.int8)],
+    ),
+    "int8_rescale": (
+        ops.int8_rescale,
+        lambda: [
+            torch.ones(3, 8, dtype=torch.int32),
+            torch.rand(3),
+            torch.rand(8),
+            torch.rand(8),
+            torch.float32,
+        ],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_operations_of_torch_never_crash(name):
+    operation, arguments = OPERATIONS[name]
+    expected = operation(*arguments())
+    refused = taken = 0
+    for i, value in enumerate(arguments()):
+        for other in HOSTILE[type(value)]:
+            good = arguments()
+            try:
+                result = operation(*good[:i], other, *good[i + 1 :])
+            except (*REFUSALS, RuntimeError, NotImplementedError, MemoryError):
+                refused += 1
+            else:
+                assert type(result) is type(expected)
+                taken += 1
+    # Some of it has a meaning: other shapes of activations, an outlandish offset.
+    assert refused > taken
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"codes": torch.zeros(255, dtype=torch.uint8)}, "bytes of codes"),
+        ({"codes": torch.zeros(512, 2, dtype=torch.uint8)[:, 0]}, "codes"),
+        ({"scales": torch.zeros(7, dtype=torch.uint8)}, "scales"),
+        ({"nested_absmax": torch.zeros(2)}, "nested absmax"),
+        ({"nested_absmax": torch.zeros(1, dtype=torch.float16)}, "nested_absmax"),
+        ({"nested_absmax": None}, "scales"),
+        ({"nested_map": torch.zeros(255)}, "nested map"),
+        ({"nested_map": None}, "nested_map"),
+        ({"nested_offset": torch.zeros(2)}, "nested_offset"),
+        ({"nested_block_size": 0}, "nested block"),
+        ({"codebook": torch.zeros(15)}, "codebook"),
+        ({"means": torch.zeros(8)}, "means"),
+        ({"format": "nf5"}, "nf5"),
+        ({"shape": [8, 63]}, "rows of K = 63"),
+        ({"shape": [7, 64]}, "bytes of codes"),
+        ({"block_size": 48}, "block_size"),
+        ({"block_size": 128}, "scales"),
+    ],
+)
+def test_a_weight_that_does_not_fit_is_named(changes, named):
+    with pytest.raises(REFUSALS, match=named):
+        ops.linear(torch.randn(3, 64), None, *weight_of(**changes))
+
+
+def good_4bit():
+    return F.quantize_4bit(torch.randn(8, 64))
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: F.quantize_4bit([1.0]), "w"),
+        (lambda: F.quantize_4bit(torch.ones(64, dtype=torch.int32)), "w"),
+        (lambda: F.quantize_4bit(torch.ones(64), block_size=48), "block_size"),
+        (lambda: F.quantize_4bit(torch.ones(64), block_size=64.0), "block_size"),
+        (lambda: F.quantize_4bit(torch.ones(64), quant_type="int8"), "quant_type"),
+        (lambda: F.quantize_4bit(torch.ones(64), quant_type="nf5"), "quant_type"),
+        (lambda: F.quantize_4bit(torch.ones(64), quant_storage="bf16"), "quant_storage"),
+        (lambda: F.quantize_4bit(torch.full((64,), torch.inf)), "index 0"),
+        (lambda: F.quantize(torch.ones(64), "fp8_e4m3"), "shape"),
+        (lambda: F.quantize(torch.ones(2, 64), "mxfp4", double_quant=True), "double_quant"),
+        (lambda: F.dequantize(good_4bit()[0], None), "state"),
+        (lambda: F.dequantize(None, good_4bit()[1]), "codes"),
+        (lambda: F.dequantize(*good_4bit(), dtype=torch.int8), "dtype"),
+        (lambda: F.dequantize(good_4bit()[0][1:], good_4bit()[1]), "codes"),
+        (lambda: F.dequantize_nf4(*F.quantize_fp4(torch.ones(64))), "state"),
+        (lambda: F.linear([1.0] * 64, *good_4bit()), "x"),
+        (lambda: F.linear(torch.ones(2, 63), *good_4bit()), "x"),
+        (lambda: F.linear(torch.tensor(1.0), *good_4bit()), "x"),
+        (lambda: F.linear(torch.ones(2, 64).double(), *good_4bit()), "x"),
+        (lambda: F.linear(torch.ones(2, 64), *good_4bit(), torch.ones(7)), "bias"),
+        (lambda: F.linear(torch.ones(2, 64), *good_4bit(), torch.ones(8).half()), "bias"),
+        (lambda: F.linear(torch.ones(2, 64), *good_4bit(), 1.0), "bias"),
+        (lambda: F.linear(torch.ones(64), *F.quantize_nf4(torch.ones(64))), "state.shape"),
+        (lambda: F.linear(torch.ones(2, 64, device="meta"), *good_4bit()), "x"),
+        (
+            lambda: F.linear_4bit(torch.ones(64), *F.quantize(torch.ones(8, 64), "int8")),
+            "quant_type",
+        ),
+        (lambda: F.gemv_4bit(torch.ones(2, 64), *good_4bit()), "x"),
+        (lambda: F.gemm_4bit(torch.ones(64), *good_4bit()), "x"),
+        (lambda: F.quantize_rowwise(torch.tensor(1.0)), "t"),
+        (lambda: F.dequantize_rowwise(torch.ones(2, 4), torch.ones(2)), "codes"),
+        (lambda: F.dequantize_rowwise(torch.ones(2, 4).char(), torch.ones(3)), "scales"),
+        (lambda: F.matmul_int8(torch.ones(2, 4), *[torch.ones(4, 2).char()] * 3), "a"),
+        (lambda: F.matmul_fp8_e4m3(torch.ones(4), torch.ones(2, 4), torch.ones(2)), "w"),
+        (lambda: F.quantize_blockwise(torch.ones(64), torch.ones(255)), "code"),
+        (lambda: F.quantize_blockwise(torch.ones(64), block_size=0), "block_size"),
+        (lambda: F.double_quant(torch.ones(4).half()), "absmax"),
+        (lambda: F.dequant_absmax(torch.ones(4).byte(), None, torch.ones(())), "nested"),
+        (lambda: lowbit.QuantState.from_dict({}), "quant_type"),
+        (lambda: lowbit.QuantState.from_dict({"quant_type": "nf4"}), "absmax"),
+        (lambda: lowbit.nn.Linear4bit(64, 8, quant_type="int8"), "quant_type"),
+        (lambda: lowbit.nn.Linear4bit(64, 8, block_size=7), "block_size"),
+        (lambda: lowbit.nn.Linear4bit(64, 8).requantize(torch.ones(8, 63)), "weight"),
+        (lambda: lowbit.nn.Linear4bit.from_linear(torch.nn.Conv1d(1, 1, 1)), "linear"),
+    ],
+)
+def test_arguments_are_named(call, named):
+    with pytest.raises(REFUSALS, match=named):
+        call()
+
+
+@pytest.mark.parametrize("quant_type", list(formats.ALL))
+@pytest.mark.parametrize("shape", [(0, 64), (8, 0), (0, 0), (1, 1), (3, 5)])
+def test_small_and_empty_shapes(quant_type, shape):
+    w = torch.rand(shape) + 0.5
+    codes, state = F.quantize(w, quant_type)
+    assert F.dequantize(codes, state).shape == shape
+    n, k = shape
+    for m in (0, 1, 3):
+        x = torch.ones(m, k, requires_grad=True)
+        y = F.linear(x, codes, state)
+        assert y.shape == (m, n)
+        y.sum().backward()
+        assert x.grad.shape == (m, k)
+        torch.testing.assert_close(y, x @ F.dequantize(codes, state).T, rtol=1e-4, atol=1e-4)
+
+
+def test_files_of_states_that_lie_are_refused():
+    good = good_4bit()[1].as_dict()
+    lies = {
+        "quant_type": ["nf5", None, 3],
+        "absmax": [None, torch.ones(8).byte(), [1.0]],
+        "blocksize": [None, "64", 1.5],
+        "dtype": ["float33", None, "nn"],
+        "shape": [None, 8, "8x64"],
+    }
+    for key, values in lies.items():
+        for value in values:
+            with pytest.raises(REFUSALS, match=key):
+                lowbit.QuantState.from_dict(good | {key: value})
+    assert len(list(itertools.chain(*lies.values()))) == 15
