@@ -8,7 +8,7 @@ torch.Size([3, 128])
 
 from typing import TYPE_CHECKING, Any
 
-from lowbit import formats, functional, nn
+from lowbit import compat, formats, functional, nn
 from lowbit._native import __version__
 from lowbit.config import BitsAndBytesConfig
 from lowbit.integrations import adapter as _adapter
@@ -24,6 +24,7 @@ __all__ = [
     "QuantState",
     "QuantizationReport",
     "__version__",
+    "compat",
     "formats",
     "functional",
     "get_memory_footprint",

@@ -177,14 +177,14 @@ def use_lora_on_quantized_layers() -> None:
     """Have peft put LoRA on our layers by a class that knows how to merge into them."""
     with told_once("peft cannot merge adapters into lowbit's layers"):
         check_versions("peft")
-        from peft.tuners.lora import model
+        from peft.tuners.lora import layer, model
 
         from lowbit.integrations import peft
 
         theirs = model.dispatch_default
         _expect(theirs, "(target, adapter_name, config, parameter_name, kwargs)")
-        _expect(peft.lora.Linear.merge, "(self, safe_merge, adapter_names)")
-        _expect(peft.lora.Linear.unmerge, "(self)")
+        _expect(layer.Linear.merge, "(self, safe_merge, adapter_names)")
+        _expect(layer.Linear.unmerge, "(self)")
 
         def dispatch_default(*args: Any, **kwargs: Any) -> Any:
             return peft.dispatch(*args, **kwargs) or theirs(*args, **kwargs)
