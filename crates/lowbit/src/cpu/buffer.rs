@@ -37,12 +37,17 @@ impl<T> DerefMut for Buffer<T> {
     }
 }
 
-/// Rows of `x: [M, K]`, padded with zeros to a multiple of `step`.
-pub(crate) fn padded_rows(x: &[f32], m: usize, k: usize, step: usize) -> Buffer<f32> {
-    let padded = k.next_multiple_of(step);
-    let mut out = Buffer::new(m * padded, 0.0);
+/// Distance of rows of `k` numbers of which `tile` are read at a time: an odd number of tiles. Rows
+/// at a power of two would all fall on the same few lines of a cache and push each other out.
+pub(crate) fn row_stride(k: usize, tile: usize) -> usize {
+    if k <= tile { k } else { (k.div_ceil(tile) | 1) * tile }
+}
+
+/// Rows of `x: [M, K]`, padded with zeros to `stride`.
+pub(crate) fn padded_rows(x: &[f32], m: usize, k: usize, stride: usize) -> Buffer<f32> {
+    let mut out = Buffer::new(m * stride, 0.0);
     if k > 0 {
-        for (out, x) in out.chunks_exact_mut(padded).zip(x.chunks_exact(k)) {
+        for (out, x) in out.chunks_exact_mut(stride).zip(x.chunks_exact(k)) {
             out[..k].copy_from_slice(x);
         }
     }

@@ -7,7 +7,7 @@
 //! For f32 activations, what either rounding leaves over is rounded to a second integer, and
 //! three products (high high, high low, low high) make one with an error of about 1e-8.
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, row_stride};
 use super::dispatch::Isa;
 use super::linear::Pool;
 use super::simd::{PEAK16, STEP16, Simd, Task};
@@ -16,8 +16,6 @@ use super::view::{Aligned, Codes, View};
 /// Steps of a tile: 512 columns. Scales are kept in groups of so many.
 const STEPS: usize = 8;
 const COLS: usize = STEPS * STEP16;
-/// Most rows of activations for which sums are kept.
-const BATCH: usize = 128;
 /// Rows of activations that share a load of weights.
 const MR: usize = 4;
 /// Bytes of a step of codes.
@@ -38,8 +36,9 @@ pub(crate) struct Prepared<'a> {
     low_first: bool,
     /// What the integers of a product stand for, but for the scales of blocks and activations.
     unit: f32,
-    /// `[M, K]` in the order of a step.
+    /// `[M, stride]` in the order of a step.
     x: Buffer<i16>,
+    stride: usize,
     /// What is left over of them, in units of `1 / LOW_X`; empty where 16 bits are enough.
     x_low: Buffer<i16>,
     /// `[M, K / 64]`, rows padded with zeros to whole tiles.
@@ -73,13 +72,14 @@ pub(crate) fn prepare<'a>(
     let steps = view.k / STEP16;
     let padded = steps.next_multiple_of(STEPS);
     let mut x_scales = vec![0.0f32; m * padded];
-    let mut high = Buffer::new(m * view.k, 0i16);
-    let mut low = Buffer::new(if split { m * view.k } else { 0 }, 0i16);
-    let mut lows = low.chunks_exact_mut(view.k);
+    let stride = row_stride(view.k, COLS);
+    let mut high = Buffer::new(m * stride, 0i16);
+    let mut low = Buffer::new(if split { m * stride } else { 0 }, 0i16);
+    let mut lows = low.chunks_exact_mut(stride);
     let mut rows_of_x: Vec<Round<'_>> = x
         .chunks_exact(view.k)
         .zip(x_scales.chunks_exact_mut(padded))
-        .zip(high.chunks_exact_mut(view.k))
+        .zip(high.chunks_exact_mut(stride))
         .map(|((x, scales), high)| Round { x, scales, high, low: lows.next().unwrap_or_default() })
         .collect();
     pool.each(&mut rows_of_x, 1, m * view.k, |_, rows| {
@@ -102,6 +102,7 @@ pub(crate) fn prepare<'a>(
         low_first,
         unit: view.blocks.map_or(1.0, |b| b.unit) / factor,
         x: high,
+        stride,
         x_low: low,
         x_scales,
     })
@@ -278,59 +279,50 @@ impl Gemm16<'_> {
     fn with<S: Simd, const LOW_FIRST: bool, const HALVES: bool>(self, s: S) {
         let Gemm16 { p, m, first, y } = self;
         let rows = y.len() / m;
-        let batch_size = m.min(BATCH);
         let table = s.nibbles16(&p.table);
         let padded = p.steps.next_multiple_of(STEPS);
         let mut buffer = Vec::new();
         let mut tile = Buffer::new(rows * COLS, 0i16);
         let mut scales = vec![[[0.0f32; STEPS]; 2]; rows];
-        let mut sums = vec![s.splat(0.0); rows * batch_size];
-        for batch in (0..m).step_by(batch_size) {
-            let end = (batch + batch_size).min(m);
-            sums.fill(s.splat(0.0));
-            for from in (0..p.steps).step_by(STEPS) {
-                let steps = STEPS.min(p.steps - from);
-                for (row, (tile, scales)) in
-                    tile.chunks_exact_mut(COLS).zip(&mut scales).enumerate()
-                {
-                    let codes = &p.rows.row(first + row)[from * BYTES..];
-                    for (codes, w) in codes.chunks_exact(BYTES).zip(tile.chunks_exact_mut(STEP16)) {
-                        s.store_step(s.decode_step::<LOW_FIRST>(&table, codes), w);
-                    }
-                    let all = p.rows.scales(first + row, &mut buffer);
-                    for step in 0..steps {
-                        match p.block_shift {
-                            Some(shift) => scales[0][step] = all[(from + step) >> shift],
-                            None => {
-                                scales[0][step] = all[2 * (from + step)];
-                                scales[1][step] = all[2 * (from + step) + 1];
-                            }
+        let mut sums = vec![s.splat(0.0); rows * m];
+        for from in (0..p.steps).step_by(STEPS) {
+            let steps = STEPS.min(p.steps - from);
+            for (row, (tile, scales)) in tile.chunks_exact_mut(COLS).zip(&mut scales).enumerate() {
+                let codes = &p.rows.row(first + row)[from * BYTES..];
+                for (codes, w) in codes.chunks_exact(BYTES).zip(tile.chunks_exact_mut(STEP16)) {
+                    s.store_step(s.decode_step::<LOW_FIRST>(&table, codes), w);
+                }
+                let all = p.rows.scales(first + row, &mut buffer);
+                for step in 0..steps {
+                    match p.block_shift {
+                        Some(shift) => scales[0][step] = all[(from + step) >> shift],
+                        None => {
+                            scales[0][step] = all[2 * (from + step)];
+                            scales[1][step] = all[2 * (from + step) + 1];
                         }
                     }
                 }
-                let tile = Tile { w: &tile, scales: &scales, steps };
-                let x = |i: usize| Row {
-                    x: &p.x[(i * p.steps + from) * STEP16..][..steps * STEP16],
-                    scales: &p.x_scales[i * padded + from..][..STEPS],
-                };
-                let mut i = batch;
-                while i < end {
-                    let sums = sums[i - batch..].chunks_mut(batch_size);
-                    if i + MR <= end {
-                        let x: [Row<'_>; MR] = [x(i), x(i + 1), x(i + 2), x(i + 3)];
-                        tile.multiply::<S, MR, HALVES>(s, x, sums);
-                        i += MR;
-                    } else {
-                        tile.multiply::<S, 1, HALVES>(s, [x(i)], sums);
-                        i += 1;
-                    }
+            }
+            let tile = Tile { w: &tile, scales: &scales, steps };
+            let x = |i: usize| Row {
+                x: &p.x[i * p.stride + from * STEP16..][..steps * STEP16],
+                scales: &p.x_scales[i * padded + from..][..STEPS],
+            };
+            let mut i = 0;
+            while i < m {
+                let sums = sums[i..].chunks_mut(m);
+                if i + MR <= m {
+                    let x: [Row<'_>; MR] = [x(i), x(i + 1), x(i + 2), x(i + 3)];
+                    tile.multiply::<S, MR, HALVES>(s, x, sums);
+                    i += MR;
+                } else {
+                    tile.multiply::<S, 1, HALVES>(s, [x(i)], sums);
+                    i += 1;
                 }
             }
-            for (sums, y) in sums.chunks_exact(batch_size).zip(y.chunks_exact_mut(m)) {
-                for (sum, y) in sums.iter().zip(&mut y[batch..end]) {
-                    *y = s.sum(*sum) * p.unit;
-                }
-            }
+        }
+        for (y, sum) in y.iter_mut().zip(&sums) {
+            *y = s.sum(*sum) * p.unit;
         }
     }
 }

@@ -13,10 +13,13 @@ use crate::DType;
 /// Multiply-adds below which one thread is faster than several: waking one takes as long.
 const PARALLEL_FROM: usize = 1 << 20;
 
-/// Rows of `w` that a thread takes at once: a tile of f32 fits the first-level cache.
-const ROWS: usize = 16;
+/// Rows of `w` that a thread takes at once: a tile of f32 fits half the first-level cache.
+const ROWS: usize = 8;
 /// The same for tiles of 16-bit integers.
 const ROWS16: usize = 32;
+/// Rows of activations that are multiplied with all weights before the next are looked at: so many
+/// stay in a core's second-level cache, and decoding the weights again for each costs a twentieth.
+const BATCH: usize = 72;
 /// Rows of `y` that are transposed together: a cache line of f32.
 const LINE: usize = 16;
 
@@ -38,7 +41,15 @@ pub(crate) fn linear(
     }
     let m = y.len() / n;
     let pool = Pool::for_work(m * n * k);
-    pool.enter(|| multiply(isa, view, x, bias, y, precision, &pool));
+    // As equal as whole groups of six allow: six rows of x are multiplied at a time.
+    let rows = m.div_ceil(m.div_ceil(BATCH)).next_multiple_of(6);
+    let batches = y.chunks_mut(rows * n).enumerate();
+    pool.enter(|| {
+        for (i, y) in batches {
+            let x = &x[i * rows * k..][..y.len() / n * k];
+            multiply(isa, view, x, bias, y, precision, &pool);
+        }
+    });
 }
 
 fn multiply(

@@ -59,6 +59,7 @@ impl Simd for Avx2 {
     const LANES: usize = LANES;
     const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = true;
+    const MANY_REGISTERS: bool = false;
 
     // SAFETY of this whole block: a value of `Avx2` proves the features that the intrinsics need,
     // and every access through a pointer is preceded by a slice of the length it touches.

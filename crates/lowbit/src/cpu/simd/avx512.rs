@@ -55,6 +55,7 @@ impl Simd for Avx512 {
     const LANES: usize = LANES;
     const ROWS16: usize = 12;
     const SPLITS_F32: bool = false;
+    const MANY_REGISTERS: bool = true;
 
     // SAFETY of this whole block: a value of `Avx512` proves the features that the intrinsics
     // need, and every access through a pointer is preceded by a slice of the length it touches.

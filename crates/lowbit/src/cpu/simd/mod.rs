@@ -43,6 +43,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const ROWS16: usize;
     /// Whether three products of 16-bit integers are faster than one of decoded f32 weights.
     const SPLITS_F32: bool;
+    /// Whether it has 32 vector registers, not 16.
+    const MANY_REGISTERS: bool;
     /// Its length. Decoders yield `4 * LANES` weights at once.
     const LANES: usize;
 

@@ -46,6 +46,7 @@ impl Simd for Neon {
     const LANES: usize = LANES;
     const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = false;
+    const MANY_REGISTERS: bool = true;
 
     // SAFETY of this whole block: NEON is part of the target, and every access through a pointer
     // is preceded by a slice of the length it touches.

@@ -41,6 +41,7 @@ impl Simd for Portable {
     const LANES: usize = LANES;
     const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = false;
+    const MANY_REGISTERS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

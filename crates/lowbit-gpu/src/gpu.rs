@@ -1,0 +1,477 @@
+//! An open GPU: a [`Queue`] on wgpu.
+//!
+//! Commands are kept until someone reads or many have come, then run in one submission. Memory of
+//! dropped buffers is used again by the next buffer of its size: everything runs in order, so what
+//! the commands before wrote has been read by then.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lowbit::{Error, Result};
+
+use crate::adapter::Adapter;
+use crate::kernel::{Access, Kernel};
+use crate::queue::{Limits, Queue};
+
+/// Dispatches of one submission at most.
+const BATCH: usize = 1024;
+/// Bytes of parameters of one dispatch: what bindings are aligned to everywhere.
+const PARAMS: u64 = 256;
+/// Bytes of dropped buffers that are kept.
+const KEPT: u64 = 256 << 20;
+const OP: &str = "gpu";
+
+/// An open GPU. Cloning shares it.
+#[derive(Clone)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    adapter: Adapter,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    limits: Limits,
+    checked: bool,
+    params: wgpu::Buffer,
+    failure: Arc<Mutex<Option<String>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pipelines: HashMap<String, Arc<Pipeline>>,
+    commands: Vec<Command>,
+    params: Vec<u8>,
+    pool: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    pooled: u64,
+    buffers: u64,
+    groups: HashMap<(u64, Vec<u64>), wgpu::BindGroup>,
+}
+
+struct Pipeline {
+    id: u64,
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    params: u64,
+}
+
+struct Command {
+    pipeline: Arc<Pipeline>,
+    bindings: wgpu::BindGroup,
+    groups: [u32; 3],
+}
+
+/// Memory of a [`Gpu`]. Cloning shares it.
+#[derive(Clone)]
+pub struct Buffer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: u64,
+    size: u64,
+    buffer: wgpu::Buffer,
+    gpu: std::sync::Weak<Shared>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(gpu) = self.gpu.upgrade() {
+            let mut state = lock(&gpu.state);
+            if state.pooled + self.size <= KEPT {
+                state.pooled += self.size;
+                let entry = (self.id, self.buffer.clone());
+                state.pool.entry(self.size).or_default().push(entry);
+            } else {
+                let id = self.id;
+                state.groups.retain(|(_, ids), _| !ids.contains(&id));
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Opens an adapter. `checked` keeps every access of every kernel inside its buffers, as a
+    /// browser would; without it kernels are as fast as they can be.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it cannot be opened.
+    pub fn open(adapter: &Adapter, checked: bool) -> Result<Self> {
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let features = adapter.features() & wanted;
+        let limits = adapter.wgpu_limits();
+        let matrices = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let experimental_features = if matrices {
+            // SAFETY: the only experimental feature is cooperative matrices, whose kernels load and
+            // store whole matrices inside workgroup memory of that size.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        };
+        let (device, queue) = adapter.open(&wgpu::DeviceDescriptor {
+            label: Some("lowbit"),
+            required_features: features,
+            required_limits: limits.clone(),
+            experimental_features,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            trace: wgpu::Trace::Off,
+        })?;
+        let failure = Arc::new(Mutex::new(None));
+        let note = |failure: &Arc<Mutex<Option<String>>>| {
+            let failure = failure.clone();
+            move |what: String| {
+                lock(&failure).get_or_insert(what);
+            }
+        };
+        let error = note(&failure);
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| error(e.to_string())));
+        let lost = note(&failure);
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lost(format!("the GPU was lost: {message}"));
+            }
+        });
+        let params = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("parameters"),
+            size: PARAMS * BATCH as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let has = |feature| features.contains(feature);
+        let limits = Limits {
+            subgroup: adapter.subgroup(),
+            f16: has(wgpu::Features::SHADER_F16),
+            subgroups: has(wgpu::Features::SUBGROUP),
+            matrix: adapter.matrix(),
+            binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            threads: limits.max_compute_invocations_per_workgroup,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            groups: limits.max_compute_workgroups_per_dimension,
+        };
+        let adapter = adapter.clone();
+        let state = Mutex::default();
+        let shared = Shared { adapter, device, queue, limits, checked, params, failure, state };
+        Ok(Gpu { shared: Arc::new(shared) })
+    }
+
+    /// What was opened.
+    pub fn adapter(&self) -> &Adapter {
+        &self.shared.adapter
+    }
+
+    /// Runs what is queued and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.shared.flush(&mut lock(&self.shared.state), None)?;
+        self.shared.poll()
+    }
+
+    /// A buffer with whatever was left in it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Device`].
+    fn allocate(&self, bytes: u64) -> Result<(Buffer, bool)> {
+        let size = bytes.next_multiple_of(16).max(16);
+        let mut state = lock(&self.shared.state);
+        let used = state.pool.get_mut(&size).and_then(Vec::pop);
+        let fresh = used.is_none();
+        let (id, buffer) = match used {
+            Some(used) => {
+                state.pooled -= size;
+                used
+            }
+            None => {
+                state.buffers += 1;
+                (state.buffers, self.shared.create(size)?)
+            }
+        };
+        let gpu = Arc::downgrade(&self.shared);
+        Ok((Buffer { inner: Arc::new(Inner { id, size, buffer, gpu }) }, fresh))
+    }
+}
+
+impl Shared {
+    fn create(&self, size: u64) -> Result<wgpu::Buffer> {
+        let out_of_memory = |help: String| Error::OutOfMemory { op: OP, bytes: size, help };
+        if size > self.device.limits().max_buffer_size {
+            return Err(out_of_memory(format!(
+                "this GPU holds at most {} bytes in one buffer; use a shorter context or a smaller batch",
+                self.device.limits().max_buffer_size
+            )));
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(buffer),
+            Some(_) => Err(out_of_memory(
+                "close other programs that use the GPU, use a smaller model or context, or the CPU"
+                    .into(),
+            )),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match &*lock(&self.failure) {
+            None => Ok(()),
+            Some(reason) => Err(Error::Device {
+                op: OP,
+                reason: reason.clone(),
+                help: "nothing on disk was changed; try again, or use the CPU".into(),
+            }),
+        }
+    }
+
+    fn poll(&self) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| Error::Device {
+            op: OP,
+            reason: e.to_string(),
+            help: "try again, or use the CPU".into(),
+        })
+    }
+
+    /// Submits what is queued, and a copy out after it.
+    fn flush(
+        &self,
+        state: &mut State,
+        copy: Option<(&wgpu::Buffer, &wgpu::Buffer, u64)>,
+    ) -> Result<()> {
+        if state.commands.is_empty() && copy.is_none() {
+            return self.check();
+        }
+        if !state.params.is_empty() {
+            self.queue.write_buffer(&self.params, 0, &state.params);
+        }
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        if !state.commands.is_empty() {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut current = 0;
+            for (i, command) in state.commands.iter().enumerate() {
+                if command.pipeline.id != current {
+                    pass.set_pipeline(&command.pipeline.pipeline);
+                    current = command.pipeline.id;
+                }
+                pass.set_bind_group(0, &command.bindings, &[(i as u64 * PARAMS) as u32]);
+                let [x, y, z] = command.groups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        if let Some((from, to, bytes)) = copy {
+            encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes);
+        }
+        self.queue.submit([encoder.finish()]);
+        state.commands.clear();
+        state.params.clear();
+        self.check()
+    }
+
+    fn pipeline(&self, state: &mut State, kernel: &Kernel) -> Result<Arc<Pipeline>> {
+        if let Some(known) = state.pipelines.get(&kernel.name) {
+            return Ok(known.clone());
+        }
+        let desc = wgpu::ShaderModuleDescriptor {
+            label: Some(&kernel.name),
+            source: wgpu::ShaderSource::Wgsl(kernel.source.as_str().into()),
+        };
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let module = if self.checked {
+            self.device.create_shader_module(desc)
+        } else {
+            // SAFETY: kernels index with what their host side checked against the buffers' sizes,
+            // their loops end, and the tests run all of them with checks as well.
+            unsafe {
+                let none = wgpu::ShaderRuntimeChecks::unchecked();
+                self.device.create_shader_module_trusted(desc, none)
+            }
+        };
+        let params = 4 * kernel.params.len() as u64;
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+            .zip(&kernel.bindings)
+            .map(|(binding, b)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: match b.access {
+                        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                        Access::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+                        Access::Uniform => wgpu::BufferBindingType::Uniform,
+                    },
+                    has_dynamic_offset: b.access == Access::Uniform,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&kernel.name),
+            entries: &entries,
+        });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&kernel.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&kernel.name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(Error::Device {
+                op: OP,
+                reason: format!("{} could not be compiled: {error}", kernel.name),
+                help: "use the CPU, and report it with the output of `lowbit devices`".into(),
+            });
+        }
+        let id = state.pipelines.len() as u64 + 1;
+        let pipeline = Arc::new(Pipeline { id, pipeline, layout, params });
+        state.pipelines.insert(kernel.name.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn bind(
+        &self,
+        state: &mut State,
+        pipeline: &Pipeline,
+        buffers: &[&Buffer],
+    ) -> wgpu::BindGroup {
+        let key = (pipeline.id, buffers.iter().map(|b| b.inner.id).collect::<Vec<_>>());
+        if let Some(known) = state.groups.get(&key) {
+            return known.clone();
+        }
+        let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.params,
+            offset: 0,
+            size: std::num::NonZero::new(pipeline.params.next_multiple_of(16)),
+        });
+        let resources = buffers.iter().map(|b| b.inner.buffer.as_entire_binding());
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
+            .zip(resources.chain([params]))
+            .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
+            .collect();
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        state.groups.insert(key, group.clone());
+        group
+    }
+}
+
+impl Queue for Gpu {
+    type Buffer = Buffer;
+
+    fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    fn zeros(&self, bytes: u64) -> Result<Buffer> {
+        let (buffer, fresh) = self.allocate(bytes)?;
+        if !fresh {
+            let mut state = lock(&self.shared.state);
+            self.shared.flush(&mut state, None)?;
+            let mut encoder = self.shared.device.create_command_encoder(&Default::default());
+            encoder.clear_buffer(&buffer.inner.buffer, 0, None);
+            self.shared.queue.submit([encoder.finish()]);
+        }
+        Ok(buffer)
+    }
+
+    fn scratch(&self, bytes: u64) -> Result<Buffer> {
+        self.allocate(bytes).map(|(buffer, _)| buffer)
+    }
+
+    fn upload(&self, content: &[u8]) -> Result<Buffer> {
+        let (buffer, _) = self.allocate(content.len() as u64)?;
+        // What is queued may still read what this buffer held before.
+        self.shared.flush(&mut lock(&self.shared.state), None)?;
+        let (queue, target) = (&self.shared.queue, &buffer.inner.buffer);
+        let whole = content.len() / 4 * 4;
+        queue.write_buffer(target, 0, &content[..whole]);
+        let mut rest = vec![0; (buffer.inner.size as usize - whole).min(16)];
+        rest[..content.len() - whole].copy_from_slice(&content[whole..]);
+        queue.write_buffer(target, whole as u64, &rest);
+        Ok(buffer)
+    }
+
+    fn dispatch(
+        &self,
+        kernel: &Kernel,
+        buffers: &[&Buffer],
+        params: &[u32],
+        groups: [u32; 3],
+    ) -> Result<()> {
+        let (bound, given) = (kernel.bindings.len() - 1, buffers.len());
+        if bound != given || kernel.params.len() != params.len() {
+            return Err(Error::argument(
+                "dispatch",
+                format!("{bound} buffers and {} parameters", kernel.params.len()),
+                format!("{given} and {}", params.len()),
+                "this is a mistake in the kernel's host side; report it",
+            ));
+        }
+        let mut state = lock(&self.shared.state);
+        if state.commands.len() == BATCH {
+            self.shared.flush(&mut state, None)?;
+        }
+        let pipeline = self.shared.pipeline(&mut state, kernel)?;
+        let bindings = self.shared.bind(&mut state, &pipeline, buffers);
+        let end = state.params.len() + PARAMS as usize;
+        state.params.extend_from_slice(bytemuck::cast_slice(params));
+        state.params.resize(end, 0);
+        state.commands.push(Command { pipeline, bindings, groups });
+        Ok(())
+    }
+
+    fn read(&self, buffer: &Buffer, bytes: u64) -> Result<Vec<u8>> {
+        let size = bytes.next_multiple_of(4).max(4);
+        let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("staging"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let copy = Some((&buffer.inner.buffer, &staging, size));
+        self.shared.flush(&mut lock(&self.shared.state), copy)?;
+        let slice = staging.slice(..);
+        slice.map_async(wgpu::MapMode::Read, |_| {});
+        self.shared.poll()?;
+        let view = slice.get_mapped_range().map_err(|e| Error::Device {
+            op: "read",
+            reason: e.to_string(),
+            help: "try again, or use the CPU".into(),
+        })?;
+        Ok(view[..bytes as usize].to_vec())
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("adapter", &self.shared.adapter.name()).finish()
+    }
+}

@@ -1,0 +1,13 @@
+//! The operations of [`lowbit`] on any GPU: WGSL kernels through wgpu (Metal, Vulkan, DX12), and the
+//! same kernels as Metal text for hosts that compile their own.
+
+mod adapter;
+mod gpu;
+mod kernel;
+mod prelude;
+mod queue;
+
+pub use adapter::{Adapter, Kind};
+pub use gpu::{Buffer, Gpu};
+pub use kernel::{Access, Binding, Kernel, Needs};
+pub use queue::{Limits, Queue};

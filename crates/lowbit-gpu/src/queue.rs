@@ -1,0 +1,90 @@
+//! What the host side of an operation needs of a GPU: buffers, and kernels that run in order.
+
+use lowbit::{Error, Result};
+
+use crate::Kernel;
+
+/// Something that runs kernels: wgpu, or in tests the stand-in for Metal.
+///
+/// Everything that is queued runs in order; only [`read`](Queue::read) waits.
+pub trait Queue: Send + Sync {
+    /// A buffer; cloning shares it.
+    type Buffer: Clone + Send + Sync + 'static;
+
+    /// What kernels may use.
+    fn limits(&self) -> &Limits;
+
+    /// A buffer of zeros. Sizes are rounded up to 16 bytes, none is empty.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is no room, [`Error::Device`] if the device fails; so for the
+    /// others.
+    fn zeros(&self, bytes: u64) -> Result<Self::Buffer>;
+
+    /// A buffer with whatever was left in it, for a kernel that writes all of it.
+    ///
+    /// # Errors
+    /// As [`zeros`](Queue::zeros).
+    fn scratch(&self, bytes: u64) -> Result<Self::Buffer>;
+
+    /// A buffer with that content, zeros after it.
+    ///
+    /// # Errors
+    /// As [`zeros`](Queue::zeros).
+    fn upload(&self, content: &[u8]) -> Result<Self::Buffer>;
+
+    /// Queues a kernel: `buffers` in the order of its bindings without the parameters, `params` in
+    /// the order of its parameters.
+    ///
+    /// # Errors
+    /// As [`zeros`](Queue::zeros).
+    fn dispatch(
+        &self,
+        kernel: &Kernel,
+        buffers: &[&Self::Buffer],
+        params: &[u32],
+        groups: [u32; 3],
+    ) -> Result<()>;
+
+    /// Waits for all that is queued; the first `bytes` bytes of a buffer.
+    ///
+    /// # Errors
+    /// As [`zeros`](Queue::zeros).
+    fn read(&self, buffer: &Self::Buffer, bytes: u64) -> Result<Vec<u8>>;
+}
+
+/// What an adapter has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Smallest and largest number of threads of a subgroup.
+    pub subgroup: (u32, u32),
+    /// f16 arithmetic.
+    pub f16: bool,
+    /// Subgroup operations.
+    pub subgroups: bool,
+    /// Side of its cooperative matrices with f16 factors and f32 sums.
+    pub matrix: Option<u32>,
+    /// Most bytes of one binding.
+    pub binding: u64,
+    /// Most threads of a group.
+    pub threads: u32,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Most groups along one axis.
+    pub groups: u32,
+}
+
+/// Groups for `count` threads, of which kernels count `(id.y * groups.x + id.x) * GROUP + thread`.
+pub(crate) fn cover(count: u64, per_group: u32, limits: &Limits) -> [u32; 3] {
+    let groups = count.div_ceil(u64::from(per_group)).max(1);
+    let most = u64::from(limits.groups);
+    let rows = groups.div_ceil(most);
+    [groups.div_ceil(rows) as u32, rows as u32, 1]
+}
+
+/// A size that a kernel counts in u32.
+pub(crate) fn count(op: &'static str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| {
+        Error::argument(op, "fewer than 2^32 numbers", n.to_string(), "split the tensor")
+    })
+}
