@@ -5,9 +5,17 @@ mod adapter;
 mod gpu;
 mod kernel;
 mod prelude;
+mod product;
+mod quantize;
 mod queue;
+mod subject;
+mod weight;
 
 pub use adapter::{Adapter, Kind};
 pub use gpu::{Buffer, Gpu};
+pub use quantize::{Quantized, double_quantize, quantize};
+pub use product::{dequantize, linear, linear_transposed};
+pub use subject::OnGpu;
+pub use weight::GpuWeight;
 pub use kernel::{Access, Binding, Kernel, Needs};
 pub use queue::{Limits, Queue};

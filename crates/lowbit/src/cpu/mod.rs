@@ -114,7 +114,7 @@ impl Cpu {
     pub fn double_quantize_scales(&self, scales: &[f32]) -> Result<Nested> {
         let offset = reference::mean(scales);
         let centred: Vec<f32> = scales.iter().map(|s| s - offset).collect();
-        let map = formats::by_name("dynamic8")?;
+        let map = formats::nested();
         let nested = self.quantize(map, &centred, &[scales.len()], Some(NESTED_BLOCK_SIZE))?;
         Ok(Nested {
             codes: nested.codes().clone(),

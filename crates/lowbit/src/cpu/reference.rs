@@ -201,7 +201,7 @@ pub(crate) fn mean(numbers: &[f32]) -> f32 {
 pub fn double_quantize(scales: &[f32]) -> Result<Nested> {
     let offset = mean(scales);
     let centred: Vec<f32> = scales.iter().map(|s| s - offset).collect();
-    let map = formats::by_name("dynamic8")?;
+    let map = formats::nested();
     let q = quantize(map, &centred, &[scales.len()], Some(NESTED_BLOCK_SIZE))?;
     Ok(Nested {
         codes: q.codes().clone(),

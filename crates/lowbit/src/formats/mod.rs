@@ -22,6 +22,11 @@ pub const ALL: &[&Format] = &[
     &mxfp4::MXFP4,
 ];
 
+/// The format of double quantized scales.
+pub fn nested() -> &'static Format {
+    &dynamic8::SIGNED
+}
+
 /// The format of that name.
 ///
 /// # Errors

@@ -1,0 +1,55 @@
+// Absmax, stored scale and factor of every block: 32 threads a block. A number that is not finite
+// leaves its index in `bad`, the smallest of them. w: [N, K] in pairs.
+
+var<workgroup> largest: array<u32, GROUP>;
+
+@compute @workgroup_size(GROUP)
+fn absmax(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = (group.y * groups.x + group.x) * (GROUP / 32u) + thread / 32u;
+    let lane = thread % 32u;
+    let row = select(block / p.blocks_per_row, 0u, FLAT);
+    let first = select(row * p.k + (block % p.blocks_per_row) * p.block_size, block * p.block_size, FLAT);
+    let end = min(first + p.block_size, select((row + 1u) * p.k, p.n * p.k, FLAT));
+    var most = 0u;
+    if (block < p.blocks) {
+        for (var i = first + lane; i < end; i += 32u) {
+            let bits = bitcast<u32>(x_unpack(w[i >> 1u])[i & 1u]) & 0x7fffffffu;
+            if (bits >= 0x7f800000u) {
+                atomicMin(&bad[0], i);
+            }
+            most = max(most, bits);
+        }
+    }
+    largest[thread] = most;
+    workgroupBarrier();
+    for (var half = 16u; half > 0u; half >>= 1u) {
+        if (lane < half) {
+            largest[thread] = max(largest[thread], largest[thread + half]);
+        }
+        workgroupBarrier();
+    }
+    if (lane == 0u && block < p.blocks) {
+        let bits = min(largest[thread], 0x7f7fffffu);
+        let value = bitcast<f32>(bits);
+        if (E8M0) {
+            let e = clamp(i32(bits >> 23u) - i32(bitcast<u32>(PEAK) >> 23u) + 127, 0, 254);
+            scales[block] = bitcast<f32>(u32(e));
+            // 2^-(e - 127), which is subnormal for 254.
+            factors[block] = bitcast<f32>(select(u32(254 - e) << 23u, 0x00400000u, e == 254));
+        } else {
+            scales[block] = value;
+            if (STEP) {
+                scales[block] = divide(value, PEAK);
+            }
+            factors[block] = divide(PEAK, bitcast<f32>(max(bits, 1u)));
+        }
+        if (bits == 0u) {
+            scales[block] = select(scales[block], 0.0, !E8M0);
+            factors[block] = 0.0;
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Quantizing on the GPU, to the bit as the reference does it.
+
+use bytes::Bytes;
+use lowbit::format::{Encoder, Layout, Packing, ScaleKind};
+use lowbit::{DType, Error, Format, Geometry, Parts, QTensor, Result, Scales, formats};
+
+use crate::kernel::{Access, Builder, Kernel};
+use crate::queue::{Queue, count, cover};
+
+const DIVIDE: &str = include_str!("kernels/divide.wgsl");
+const ABSMAX: &str = include_str!("kernels/absmax.wgsl");
+const ENCODE: &str = include_str!("kernels/encode.wgsl");
+
+const GROUP: u32 = 256;
+const PARAMS: &[&str] =
+    &["n", "k", "block_size", "blocks_per_row", "blocks", "row_bytes", "words"];
+
+/// A tensor that was quantized on the GPU and is still there.
+#[derive(Debug)]
+pub struct Quantized<B> {
+    format: &'static Format,
+    shape: Vec<usize>,
+    geometry: Geometry,
+    /// Packed codes.
+    pub codes: B,
+    /// One f32 a block; where the format's scales are E8M0, the byte in the low bits of a u32.
+    pub scales: B,
+    /// Index of the first number that is not finite, or `u32::MAX`.
+    bad: B,
+}
+
+/// Queues the quantization of `w`, row-major of that shape, in pairs of that type.
+///
+/// # Errors
+/// [`Error::Argument`] for a shape or block size that the format cannot have, or a format that the
+/// GPU cannot quantize; and as [`Queue::dispatch`].
+pub fn quantize<Q: Queue>(
+    queue: &Q,
+    format: &'static Format,
+    w: &Q::Buffer,
+    dtype: DType,
+    shape: &[usize],
+    block_size: Option<usize>,
+) -> Result<Quantized<Q::Buffer>> {
+    const OP: &str = "quantize";
+    let g = Geometry::new(format, shape, block_size)?;
+    let encoder = encoder(format)?;
+    count(OP, g.n.saturating_mul(g.k))?;
+    let codes = queue.scratch((g.code_bytes.next_multiple_of(4)) as u64)?;
+    let scales = queue.scratch(4 * g.blocks as u64)?;
+    let factors = queue.scratch(4 * g.blocks as u64)?;
+    let bad = queue.upload(&u32::MAX.to_le_bytes())?;
+    let words = count(OP, g.code_bytes.div_ceil(4))?;
+    let params = [
+        g.n as u32,
+        g.k as u32,
+        count(OP, g.block_size)?,
+        g.k.div_ceil(g.block_size) as u32,
+        count(OP, g.blocks)?,
+        g.row_bytes.unwrap_or(0) as u32,
+        words,
+    ];
+    if g.blocks > 0 {
+        let groups = cover(g.blocks as u64, GROUP / 32, queue.limits());
+        let kernel = absmax_kernel(format, dtype);
+        queue.dispatch(&kernel, &[w, &scales, &factors, &bad], &params, groups)?;
+    }
+    if words > 0 {
+        let ups = queue.upload(bytemuck::cast_slice(encoder.ups))?;
+        let ranked: Vec<u32> = encoder.codes.iter().map(|c| u32::from(*c)).collect();
+        let ranked = queue.upload(bytemuck::cast_slice(&ranked))?;
+        let groups = cover(words.into(), GROUP, queue.limits());
+        let kernel = encode_kernel(format, encoder, dtype);
+        let buffers = [w, &scales, &factors, &ups, &ranked, &codes];
+        queue.dispatch(&kernel, &buffers, &params, groups)?;
+    }
+    Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
+}
+
+/// Double quantization of f32 scales: signed dynamic map, blocks of 256, their mean taken off.
+///
+/// The mean is summed in f64, which no GPU has, so the scales pass through the processor.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn double_quantize<Q: Queue>(queue: &Q, scales: &[f32]) -> Result<Scales> {
+    let sum: f64 = scales.iter().map(|s| f64::from(*s)).sum();
+    let offset = if scales.is_empty() { 0.0 } else { (sum / scales.len() as f64) as f32 };
+    let centred: Vec<f32> = scales.iter().map(|s| s - offset).collect();
+    let w = queue.upload(bytemuck::cast_slice(&centred))?;
+    let map = formats::nested();
+    let size = Some(lowbit::NESTED_BLOCK_SIZE);
+    let q = quantize(queue, map, &w, DType::F32, &[scales.len()], size)?.read(queue, &centred)?;
+    Ok(Scales::Nested(lowbit::Nested {
+        codes: q.codes().clone(),
+        absmax: q.scales().to_f32(),
+        offset,
+        block_size: lowbit::NESTED_BLOCK_SIZE,
+        map: lowbit::Nested::default_map(),
+    }))
+}
+
+impl<B: Clone> Quantized<B> {
+    /// Waits for it and copies it out. `w` are the numbers that were quantized, for the message if
+    /// one of them is not finite.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], and as [`Queue::read`].
+    pub fn read<Q: Queue<Buffer = B>>(self, queue: &Q, w: &[f32]) -> Result<QTensor> {
+        let g = &self.geometry;
+        let bad = queue.read(&self.bad, 4)?;
+        let bad = bytemuck::pod_read_unaligned::<u32>(&bad);
+        if bad != u32::MAX {
+            let index = bad as usize;
+            let value = w.get(index).copied().unwrap_or(f32::NAN);
+            return Err(Error::NotFinite { op: "quantize", index, value });
+        }
+        let codes = queue.read(&self.codes, g.code_bytes as u64)?;
+        let stored = queue.read(&self.scales, 4 * g.blocks as u64)?;
+        let scales = match self.format.scale {
+            ScaleKind::E8M0 => {
+                let bytes = stored.chunks_exact(4).map(|word| word[0]);
+                Scales::E8M0(bytes.collect::<Vec<u8>>().into())
+            }
+            _ => Scales::F32(bytemuck::pod_collect_to_vec(&stored)),
+        };
+        QTensor::from_parts(Parts {
+            format: self.format,
+            shape: self.shape,
+            block_size: Some(g.block_size),
+            codes: Bytes::from(codes),
+            scales,
+            means: None,
+            codebook: None,
+        })
+    }
+}
+
+/// The encoder of a format whose codes are whole fractions of a byte, one weight each.
+fn encoder(format: &'static Format) -> Result<&'static Encoder> {
+    let bytes = match format.packing {
+        Packing::Radix { .. } => true,
+        _ => format.code_bits <= 8 && 8 % format.code_bits == 0,
+    };
+    format.encoder.filter(|_| bytes && format.weights_per_code == 1).ok_or_else(|| {
+        Error::argument(
+            "quantize",
+            "a format with an encoder",
+            format.name,
+            "quantize it on the CPU, or choose another format",
+        )
+    })
+}
+
+fn builder(name: &str, format: &Format, dtype: DType) -> Builder {
+    Builder::new(name)
+        .tag(format.name)
+        .types()
+        .activations("X", dtype)
+        .flag("FLAT", matches!(format.layout, Layout::Flat { .. }))
+        .flag("STEP", format.scale == ScaleKind::Step)
+        .flag("E8M0", format.scale == ScaleKind::E8M0)
+        .text(&format!("const PEAK = {:?}f;", format.peak))
+        .text(DIVIDE)
+        .bind("w", Access::Read, "array<X2>")
+}
+
+fn absmax_kernel(format: &Format, dtype: DType) -> Kernel {
+    builder("absmax", format, dtype)
+        .bind("scales", Access::ReadWrite, "array<f32>")
+        .bind("factors", Access::ReadWrite, "array<f32>")
+        .bind("bad", Access::ReadWrite, "array<atomic<u32>>")
+        .build(PARAMS, "absmax", GROUP, ABSMAX)
+}
+
+fn encode_kernel(format: &Format, encoder: &Encoder, dtype: DType) -> Kernel {
+    let (radix, per_byte) = match format.packing {
+        Packing::Radix { base, per_byte } => (u32::from(base), u32::from(per_byte)),
+        _ => (1, 8 / format.code_bits),
+    };
+    builder("encode", format, dtype)
+        .bind("scales", Access::Read, "array<f32>")
+        .bind("factors", Access::Read, "array<f32>")
+        .bind("ups", Access::Read, "array<f32>")
+        .bind("ranked", Access::Read, "array<u32>")
+        .bind("codes", Access::ReadWrite, "array<u32>")
+        .constant("BITS", format.code_bits)
+        .constant("PER_BYTE", per_byte)
+        .constant("RADIX", radix)
+        .flag("IS_RADIX", radix != 1)
+        .constant("RANKS", encoder.ups.len() as u32)
+        .constant("SIGN_BIT", encoder.sign_bit)
+        .flag("HIGH_FIRST", format.packing == Packing::HighFirst)
+        .build(PARAMS, "encode_all", GROUP, ENCODE)
+}

@@ -1,0 +1,506 @@
+//! A weight on the GPU, and what a kernel's text needs to know to read it.
+
+use std::ops::Range;
+
+use lowbit::format::{Layout, Packing, Values};
+use lowbit::{DType, DenseTensor, Error, QTensor, Result, Scales, Weight};
+
+use crate::kernel::{Access, Builder};
+use crate::queue::{Queue, count};
+
+/// Parameters of every kernel that reads weights.
+pub(crate) const PARAMS: &[&str] = &[
+    "n", "k", "row_words", "row_vectors", "row_bytes", "block_size", "block_shift", "blocks_per_row",
+    "nested_size", "zero", "m", "row_x", "first_x", "row_y", "first_y",
+];
+
+const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
+const WEIGHT: &str = include_str!("kernels/weight.wgsl");
+
+/// Most entries of a codebook that kernels copy to workgroup memory.
+const TABLE: usize = 4096;
+
+/// A weight on the GPU: `[N, K]`, in several parts where it is larger than a binding may be.
+pub struct GpuWeight<B> {
+    shape: Vec<usize>,
+    n: usize,
+    k: usize,
+    kind: Kind,
+    parts: Vec<Part<B>>,
+}
+
+/// What the text of a kernel depends on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Kind {
+    codes: Codes,
+    scales: Stored,
+    /// Values come from a table that is bound; else a code is a signed integer.
+    table: usize,
+    /// Blocks are a power of two, or whole rows.
+    power_of_two: bool,
+    /// Four weights from a multiple of four lie in one word and one block, or are dense.
+    words: bool,
+    /// A vector of 128 bits from a multiple of that lies in one row and one block.
+    pub vectors: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Codes {
+    Dense(DType),
+    Format(&'static str, Coding),
+}
+
+/// The fields of a format that a kernel needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Coding {
+    bits: u32,
+    per_code: usize,
+    packing: Packing,
+    flat: bool,
+    unit: f32,
+    has_mean: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    None,
+    F32,
+    Nested,
+    E8M0,
+}
+
+/// Rows that lie in buffers of their own.
+pub(crate) struct Part<B> {
+    pub rows: Range<usize>,
+    codes: B,
+    /// Scales, nested absmax and map, means, codebook: those that the kind has, in this order.
+    rest: Vec<B>,
+    layout: [u32; 10],
+}
+
+impl<B: Clone> GpuWeight<B> {
+    /// Copies a weight to the GPU.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] or [`Error::Device`] as the GPU reports, [`Error::Argument`] for rows
+    /// too long for one binding.
+    pub fn upload<Q: Queue<Buffer = B>>(queue: &Q, weight: &Weight) -> Result<Self> {
+        match weight {
+            Weight::Dense(dense) => Self::upload_dense(queue, dense),
+            Weight::Quantized(q) => Self::upload_quantized(queue, q),
+        }
+    }
+
+    fn upload_dense<Q: Queue<Buffer = B>>(queue: &Q, dense: &DenseTensor) -> Result<Self> {
+        let (n, k) = rows_cols(dense.shape());
+        let size = dense.dtype().size();
+        let bits = 8 * size;
+        let row = k * size;
+        let aligned = |unit: usize| k > 0 && (k * bits) % unit == 0;
+        let kind = Kind {
+            codes: Codes::Dense(dense.dtype()),
+            scales: Stored::None,
+            table: 0,
+            power_of_two: true,
+            words: k % 4 == 0,
+            vectors: aligned(128),
+        };
+        let mut parts = Vec::new();
+        for rows in split(n, row.max(1), queue.limits().binding)? {
+            let layout = [
+                count("upload", rows.len())?,
+                count("upload", k)?,
+                (row / 4) as u32,
+                (row / 16) as u32,
+                count("upload", row)?,
+                1,
+                0,
+                0,
+                1,
+                0,
+            ];
+            let codes = queue.upload(&dense.data()[rows.start * row..rows.end * row])?;
+            parts.push(Part { rows, codes, rest: Vec::new(), layout });
+        }
+        Ok(GpuWeight { shape: dense.shape().to_vec(), n, k, kind, parts })
+    }
+
+    fn upload_quantized<Q: Queue<Buffer = B>>(queue: &Q, q: &QTensor) -> Result<Self> {
+        let (format, n, k) = (q.format(), q.rows(), q.cols());
+        let g = lowbit::Geometry::new(format, q.shape(), Some(q.block_size()))?;
+        let coding = Coding {
+            bits: format.code_bits,
+            per_code: format.weights_per_code,
+            packing: format.packing,
+            flat: matches!(format.layout, Layout::Flat { .. }),
+            unit: format.unit,
+            has_mean: format.has_mean,
+        };
+        let whole_row = q.block_size() >= k && !coding.flat;
+        let bits = format.code_bits as usize;
+        // Where codes are whole fractions of a byte, one weight each, a row's bits are its weights'.
+        let plain = bits <= 8
+            && 8 % bits == 0
+            && coding.per_code == 1
+            && !matches!(coding.packing, Packing::Radix { .. });
+        let row_bits = g.row_bytes.map_or(k * bits, |b| 8 * b);
+        let lies = |unit: usize| {
+            let weights = unit / bits;
+            plain
+                && k > 0
+                && row_bits % unit == 0
+                && k % weights.max(4) == 0
+                && (whole_row || q.block_size() % weights.max(4) == 0)
+        };
+        let kind = Kind {
+            codes: Codes::Format(format.name, coding),
+            scales: match q.scales() {
+                Scales::F32(_) => Stored::F32,
+                Scales::Nested(_) => Stored::Nested,
+                Scales::E8M0(_) => Stored::E8M0,
+            },
+            table: match format.values {
+                Values::Integer(_) if !q.has_own_codebook() => 0,
+                _ => q.codebook().len(),
+            },
+            power_of_two: whole_row || q.block_size().is_power_of_two(),
+            words: lies(32),
+            vectors: lies(128),
+        };
+        let whole = || vec![0..n];
+        // A part begins with a byte and a block; flat runs may have to stay whole.
+        let row_bytes = row_bits.div_ceil(8).max(1);
+        let limit = queue.limits().binding;
+        let fits = q.codes().len() as u64 <= limit && 4 * q.scales().len() as u64 <= limit;
+        let separable = match g.row_bytes {
+            Some(_) => true,
+            None => row_bits % 8 == 0 && k % q.block_size() == 0,
+        } && match q.scales() {
+            Scales::Nested(nested) => PART_ROWS % nested.block_size == 0,
+            _ => true,
+        };
+        let ranges = match (fits, separable) {
+            (true, _) => whole(),
+            (false, true) => split(n, row_bytes.max(4 * k.div_ceil(q.block_size())), limit)?,
+            (false, false) => {
+                return Err(Error::argument(
+                    "upload",
+                    format!("at most {limit} bytes, or rows of whole bytes"),
+                    format!("{} of {:?}", format.name, q.shape()),
+                    "choose a block size that divides the row, or use the CPU",
+                ));
+            }
+        };
+        let shared = SharedParts::upload(queue, q, kind.table)?;
+        let mut parts = Vec::new();
+        for rows in ranges {
+            let blocks = |row: usize| match g.row_bytes {
+                Some(_) => row * k.div_ceil(q.block_size()),
+                None => (row * k).div_ceil(q.block_size()),
+            };
+            let (from, to) = (blocks(rows.start), blocks(rows.end));
+            let bytes = if rows == (0..n) {
+                0..q.codes().len()
+            } else {
+                rows.start * row_bytes..rows.end * row_bytes
+            };
+            let nested_size = match q.scales() {
+                Scales::Nested(nested) => nested.block_size,
+                _ => 1,
+            };
+            let layout = [
+                count("upload", rows.len())?,
+                count("upload", k)?,
+                (row_bits / 32) as u32,
+                (row_bits / 128) as u32,
+                count("upload", g.row_bytes.unwrap_or(0))?,
+                count("upload", q.block_size())?,
+                if whole_row { 31 } else { q.block_size().trailing_zeros() },
+                count("upload", k.div_ceil(q.block_size()))?,
+                count("upload", nested_size)?,
+                0,
+            ];
+            let rest = shared.of(queue, q, from..to)?;
+            parts.push(Part { rows, codes: queue.upload(&q.codes()[bytes])?, rest, layout });
+        }
+        Ok(GpuWeight { shape: q.shape().to_vec(), n, k, kind, parts })
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Rows, and length of a row.
+    pub(crate) fn rows_cols(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    pub(crate) fn parts(&self) -> &[Part<B>] {
+        &self.parts
+    }
+}
+
+/// Parts hold a multiple of so many rows, and so whole nested blocks.
+const PART_ROWS: usize = 256;
+
+/// Ranges of `n` rows that take at most `limit` bytes each.
+fn split(n: usize, row_bytes: usize, limit: u64) -> Result<Vec<Range<usize>>> {
+    let most = usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes;
+    if most >= n {
+        return Ok(vec![0..n]);
+    }
+    let step = most / PART_ROWS * PART_ROWS;
+    if step == 0 {
+        return Err(Error::argument(
+            "upload",
+            format!("{PART_ROWS} rows within {limit} bytes"),
+            format!("rows of {row_bytes} bytes"),
+            "use a GPU with larger bindings, or the CPU",
+        ));
+    }
+    Ok((0..n).step_by(step).map(|from| from..n.min(from + step)).collect())
+}
+
+fn rows_cols(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [] => (1, 1),
+        [k] => (1, *k),
+        [n, rest @ ..] => (*n, rest.iter().product()),
+    }
+}
+
+/// What all parts of a quantized weight share.
+struct SharedParts<B> {
+    /// The nested map, its offset after it.
+    map: Option<B>,
+    book: Option<B>,
+}
+
+impl<B: Clone> SharedParts<B> {
+    fn upload<Q: Queue<Buffer = B>>(queue: &Q, q: &QTensor, table: usize) -> Result<Self> {
+        let map = match q.scales() {
+            Scales::Nested(nested) => {
+                let mut map = nested.map.to_vec();
+                map.push(nested.offset);
+                Some(queue.upload(bytemuck::cast_slice(&map))?)
+            }
+            _ => None,
+        };
+        let book = match table {
+            0 => None,
+            _ => Some(queue.upload(bytemuck::cast_slice(q.codebook()))?),
+        };
+        Ok(SharedParts { map, book })
+    }
+
+    /// The buffers of blocks `range`, in the order of [`Part::rest`].
+    fn of<Q: Queue<Buffer = B>>(
+        &self,
+        queue: &Q,
+        q: &QTensor,
+        blocks: Range<usize>,
+    ) -> Result<Vec<B>> {
+        let mut rest = Vec::new();
+        let range = blocks.clone();
+        match q.scales() {
+            Scales::F32(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
+            Scales::E8M0(scales) => rest.push(queue.upload(&scales[range])?),
+            Scales::Nested(nested) => {
+                // Parts begin with a nested block.
+                let absmax = range.start / nested.block_size..range.end.div_ceil(nested.block_size);
+                rest.push(queue.upload(&nested.codes[range])?);
+                rest.push(queue.upload(bytemuck::cast_slice(&nested.absmax[absmax]))?);
+                rest.extend(self.map.clone());
+            }
+        }
+        if let Some(means) = q.means() {
+            rest.push(queue.upload(bytemuck::cast_slice(&means[blocks]))?);
+        }
+        rest.extend(self.book.clone());
+        Ok(rest)
+    }
+}
+
+impl<B: Clone> Part<B> {
+    /// Its buffers, in the order in which [`Builder::weight`] binds them.
+    pub fn buffers(&self) -> impl Iterator<Item = &B> {
+        std::iter::once(&self.codes).chain(&self.rest)
+    }
+
+    /// The parameters [`PARAMS`]: those of the weight, then the others.
+    pub fn params(&self, others: [u32; 5]) -> Vec<u32> {
+        [&self.layout[..], &others].concat()
+    }
+}
+
+impl Builder {
+    /// Binds a weight and declares how it is read: `block_of`, `scale_of`, `mean_of`, `value_at`,
+    /// `load_table`, and unless `vectors` (then `codes` are vectors of 128 bits) `weight` and
+    /// `weights4`.
+    pub fn weight(self, kind: &Kind, vectors: bool) -> Self {
+        let no_coding = Coding {
+            bits: 32,
+            per_code: 1,
+            packing: Packing::LowFirst,
+            flat: false,
+            unit: 1.0,
+            has_mean: false,
+        };
+        let (name, coding, dense) = match kind.codes {
+            Codes::Dense(dtype) => {
+                let coding = Coding { bits: 8 * dtype.size() as u32, ..no_coding };
+                (dtype.to_string(), coding, Some(dtype))
+            }
+            Codes::Format(name, coding) => (name.to_owned(), coding, None),
+        };
+        let (radix, digits) = match coding.packing {
+            Packing::Radix { base, per_byte } => (base, per_byte),
+            _ => (1, 1),
+        };
+        let codes = if vectors { "array<vec4<u32>>" } else { "array<u32>" };
+        let mut this = self.tag(name).bind("codes", Access::Read, codes);
+        this = match kind.scales {
+            Stored::None => this,
+            Stored::F32 => this.bind("scales", Access::Read, "array<f32>"),
+            Stored::E8M0 => this.tag("e8m0").bind("scales", Access::Read, "array<u32>"),
+            Stored::Nested => this
+                .tag("nested")
+                .bind("scales", Access::Read, "array<u32>")
+                .bind("nested_absmax", Access::Read, "array<f32>")
+                .bind("nested_map", Access::Read, "array<f32>"),
+        };
+        if coding.has_mean {
+            this = this.bind("means", Access::Read, "array<f32>");
+        }
+        if kind.table > 0 {
+            this = this.tag(kind.table).bind("book", Access::Read, "array<f32>");
+        }
+        for (tag, on) in [("pow2", kind.power_of_two), ("words", kind.words && !vectors)] {
+            if on {
+                this = this.tag(tag);
+            }
+        }
+        this.constant("BITS", coding.bits)
+            .constant("MASK", u32::MAX >> (32 - coding.bits))
+            .constant("PER_CODE", coding.per_code as u32)
+            .constant("RADIX", radix)
+            .constant("RADIX_DIGITS", digits)
+            .flag("IS_RADIX", radix != 1)
+            .flag("HIGH_FIRST", coding.packing == Packing::HighFirst)
+            .constant("HIGH_SHIFT", 8u32.saturating_sub(coding.bits))
+            .flag("FLAT", coding.flat)
+            .flag("POW2", kind.power_of_two)
+            .flag("WORDS", kind.words)
+            .flag("DENSE", dense.is_some())
+            .flag("HAS_MEAN", coding.has_mean)
+            .flag("HAS_UNIT", coding.unit != 1.0)
+            .text(&format!("const UNIT = {}f;", coding.unit))
+            .text(BLOCKS)
+            .text(&values(kind, coding.bits))
+            .text(scales(kind.scales))
+            .text(match coding.has_mean {
+                true => "fn mean_of(block: u32) -> f32 { return means[block]; }",
+                false => "fn mean_of(block: u32) -> f32 { return 0.0; }",
+            })
+            .text(&dense_values(dense, vectors))
+            .text(if vectors { "" } else { WEIGHT })
+    }
+}
+
+/// `load_table` and `value_at`.
+fn values(kind: &Kind, bits: u32) -> String {
+    match kind.table {
+        0 => format!(
+            "fn load_table(thread: u32) {{}}\n\
+             fn value_at(code: u32, i: u32) -> f32 {{\n    \
+             return f32(bitcast<i32>(code << {up}u) >> {up}u);\n}}",
+            up = 32 - bits
+        ),
+        n if n <= TABLE => format!(
+            "var<workgroup> table: array<f32, {n}>;\n\
+             fn load_table(thread: u32) {{\n    \
+             for (var i = thread; i < {n}u; i += GROUP) {{\n        table[i] = book[i];\n    }}\n    \
+             workgroupBarrier();\n}}\n\
+             fn value_at(code: u32, i: u32) -> f32 {{ return table[code * PER_CODE + i]; }}"
+        ),
+        _ => "fn load_table(thread: u32) {}\n\
+              fn value_at(code: u32, i: u32) -> f32 { return book[code * PER_CODE + i]; }"
+            .to_owned(),
+    }
+}
+
+/// `scale_of`.
+fn scales(stored: Stored) -> &'static str {
+    match stored {
+        Stored::None => "fn scale_of(block: u32) -> f32 { return 1.0; }",
+        Stored::F32 => "fn scale_of(block: u32) -> f32 { return scales[block]; }",
+        Stored::E8M0 => {
+            "fn scale_of(block: u32) -> f32 {\n    \
+             let e = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \
+             let bits = select(select(e << 23u, 0x00400000u, e == 0u), 0x7fc00000u, e == 255u);\n    \
+             return bitcast<f32>(bits);\n}"
+        }
+        Stored::Nested => {
+            "fn scale_of(block: u32) -> f32 {\n    \
+             let code = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \
+             return rounded(nested_map[code] * nested_absmax[block / p.nested_size]) + nested_map[256];\n}"
+        }
+    }
+}
+
+/// `dense_at` and `dense4`, or for vectors `dense_quad`.
+fn dense_values(dense: Option<DType>, vectors: bool) -> String {
+    let (two, four) = match dense {
+        Some(DType::BF16) => (
+            "bitcast<vec2<f32>>(vec2<u32>(w << 16u, w & 0xffff0000u))",
+            "vec4<f32>(two(v.x), two(v.y))",
+        ),
+        Some(DType::F16) => (
+            "vec2<f32>(f16_value(w & 0xffffu), f16_value(w >> 16u))",
+            "vec4<f32>(two(v.x), two(v.y))",
+        ),
+        _ => ("vec2<f32>(bitcast<f32>(w), 0.0)", "vec4<f32>()"),
+    };
+    let short = matches!(dense, Some(DType::BF16 | DType::F16));
+    let head = format!(
+        "fn two(w: u32) -> vec2<f32> {{ return {two}; }}\n\
+         fn four(v: vec2<u32>) -> vec4<f32> {{ return {four}; }}\n"
+    );
+    let body = match (dense.is_some(), vectors, short) {
+        (false, true, _) => "fn dense_quad(v: vec4<u32>, q: u32) -> vec4<f32> { return vec4<f32>(); }",
+        (true, true, false) => {
+            "fn dense_quad(v: vec4<u32>, q: u32) -> vec4<f32> { return bitcast<vec4<f32>>(v); }"
+        }
+        (true, true, true) => {
+            "fn dense_quad(v: vec4<u32>, q: u32) -> vec4<f32> {\n    \
+             return four(select(v.xy, v.zw, q == 1u));\n}"
+        }
+        (false, false, _) => {
+            "fn dense_at(i: u32) -> f32 { return 0.0; }\n\
+             fn dense4(i: u32) -> vec4<f32> { return vec4<f32>(); }"
+        }
+        (true, false, false) => {
+            "fn dense_at(i: u32) -> f32 { return two(codes[i]).x; }\n\
+             fn dense4(i: u32) -> vec4<f32> {\n    \
+             return bitcast<vec4<f32>>(vec4<u32>(codes[i], codes[i + 1u], codes[i + 2u], codes[i + 3u]));\n}"
+        }
+        (true, false, true) => {
+            "fn dense_at(i: u32) -> f32 { return two(codes[i >> 1u])[i & 1u]; }\n\
+             fn dense4(i: u32) -> vec4<f32> { return four(vec2<u32>(codes[i >> 1u], codes[(i >> 1u) + 1u])); }"
+        }
+    };
+    head + body
+}
+
+
+impl<B> std::fmt::Debug for GpuWeight<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GpuWeight{:?} {:?}", self.shape, self.kind)
+    }
+}
+

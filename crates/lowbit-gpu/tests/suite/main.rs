@@ -1,0 +1,3 @@
+//! Tests that need an adapter; on Debian `scripts/gpu-setup` brings a software one.
+
+mod conformance;
