@@ -2,20 +2,36 @@
 //! same kernels as Metal text for hosts that compile their own.
 
 mod adapter;
+mod argmax;
+mod attention;
+mod device;
+mod elementwise;
+mod embed;
 mod gpu;
 mod kernel;
+mod memo;
+mod numbers;
 mod prelude;
 mod product;
 mod quantize;
 mod queue;
+mod rms_norm;
+mod rope;
 mod subject;
 mod weight;
 
 pub use adapter::{Adapter, Kind};
+pub use argmax::argmax;
+pub use attention::{Heads, Layer, attention};
+pub use device::GpuDevice;
+pub use elementwise::{add, rows, silu_mul};
+pub use embed::{Ids, embed};
 pub use gpu::{Buffer, Gpu};
-pub use quantize::{Quantized, double_quantize, quantize};
+pub use kernel::{Access, Binding, Kernel, Needs};
 pub use product::{dequantize, linear, linear_transposed};
+pub use quantize::{Quantized, double_quantize, quantize};
+pub use queue::{Limits, Queue};
+pub use rms_norm::{add_rms_norm, rms_norm};
+pub use rope::{Turns, rope};
 pub use subject::OnGpu;
 pub use weight::GpuWeight;
-pub use kernel::{Access, Binding, Kernel, Needs};
-pub use queue::{Limits, Queue};

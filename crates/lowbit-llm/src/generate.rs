@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lowbit::device::KvCache;
+use lowbit::device::{Fetch, KvCache, Tensor};
 use serde_json::Value;
 
 use crate::config::Config;
@@ -136,6 +136,14 @@ pub struct Session<'a> {
     cache: KvCache,
     /// The tokens whose keys and values are in the cache.
     tokens: Vec<u32>,
+    /// What comes after them, where the device is at it already.
+    ahead: Option<Ahead>,
+}
+
+/// The likeliest token, on its way from the device.
+struct Ahead {
+    id: Tensor,
+    fetch: Fetch,
 }
 
 impl<'a> Session<'a> {
@@ -144,7 +152,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Model::new_cache`].
     pub fn new(model: &'a Model, max_context: usize) -> Result<Self> {
-        Ok(Session { model, cache: model.new_cache(max_context)?, tokens: Vec::new() })
+        Ok(Session { model, cache: model.new_cache(max_context)?, tokens: Vec::new(), ahead: None })
     }
 
     /// Positions it holds.
@@ -170,13 +178,15 @@ impl<'a> Session<'a> {
         let mut history = prompt.to_vec();
         let (begin, mut first_token) = (Instant::now(), None);
         let prefill_tokens = prompt.len() - self.tokens.len();
-        let mut stop = None;
+        let (mut stop, mut passes) = (None, 0);
         while stop.is_none() && history.len() - prompt.len() < options.max_new_tokens {
             if history.len() > self.max_context() {
                 stop = Some(Stop::ContextFull);
                 break;
             }
-            let id = self.next(&history, &mut sampler)?;
+            let is_last = history.len() - prompt.len() + 1 == options.max_new_tokens;
+            let id = self.next(&history, &mut sampler, is_last)?;
+            passes += 1;
             first_token.get_or_insert_with(Instant::now);
             if options.eos_token_ids.contains(&id) {
                 stop = Some(Stop::EndOfText);
@@ -192,7 +202,7 @@ impl<'a> Session<'a> {
             stop: stop.unwrap_or(Stop::MaxNewTokens),
             prefill_tokens,
             prefill_time: prefilled - begin,
-            decode_steps: self.tokens.len().saturating_sub(prompt.len()),
+            decode_steps: usize::saturating_sub(passes, 1),
             decode_time: prefilled.elapsed(),
             tokens: history.split_off(prompt.len()),
         })
@@ -216,20 +226,47 @@ impl<'a> Session<'a> {
     fn keep_common(&mut self, prompt: &[u32]) {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let common = common.min(prompt.len().saturating_sub(1));
+        self.ahead = None;
         self.cache.truncate(common);
         self.tokens.truncate(common);
     }
 
     /// Runs what of `history` is not in the cache, and chooses what comes next.
-    fn next(&mut self, history: &[u32], sampler: &mut Sampler) -> Result<u32> {
-        let fresh = &history[self.tokens.len()..];
-        let logits = self.model.forward(fresh, &mut self.cache, Logits::Last, None)?;
-        self.tokens.extend_from_slice(fresh);
+    ///
+    /// A device that queues begins with the pass after that, unless it would be in vain, before
+    /// this one's token is read, so that it never waits for us.
+    fn next(&mut self, history: &[u32], sampler: &mut Sampler, is_last: bool) -> Result<u32> {
         let device = self.model.device();
-        if !sampler.settings().is_argmax() {
-            return sampler.sample(&device.read(&logits)?, history);
+        let next = match self.ahead.take() {
+            Some(next) => next,
+            None => {
+                let fresh = &history[self.tokens.len()..];
+                let logits = self.model.forward(fresh, &mut self.cache, Logits::Last, None)?;
+                self.tokens.extend_from_slice(fresh);
+                if !sampler.settings().is_argmax() {
+                    return sampler.sample(&device.read(&logits)?, history);
+                }
+                self.likeliest(&logits)?
+            }
+        };
+        let has_room = self.cache.len() < self.max_context();
+        if is_last || !has_room || !device.queues() {
+            return first_id(next.fetch);
         }
-        let id = device.read(&device.argmax(&logits)?)?;
-        Ok(id.first().map_or(0, |id| *id as u32))
+        let logits = self.model.forward_token(&next.id, &mut self.cache)?;
+        self.ahead = Some(self.likeliest(&logits)?);
+        let id = first_id(next.fetch)?;
+        self.tokens.push(id);
+        Ok(id)
     }
+
+    fn likeliest(&self, logits: &Tensor) -> Result<Ahead> {
+        let device = self.model.device();
+        let id = device.argmax(logits)?;
+        Ok(Ahead { fetch: device.fetch(&id)?, id })
+    }
+}
+
+fn first_id(fetch: Fetch) -> Result<u32> {
+    Ok(fetch()?.first().map_or(0, |id| *id as u32))
 }

@@ -4,6 +4,8 @@
 //! but [`Device::read`] and [`Device::upload`] waits, so a device may queue a whole token and run
 //! it at once.
 
+pub mod check;
+
 use std::any::Any;
 use std::sync::Arc;
 
@@ -162,9 +164,13 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
+/// A tensor on its way from a device: waits for it, row-major.
+pub type Fetch = Box<dyn FnOnce() -> Result<Vec<f32>> + Send>;
+
 /// A place that runs a model's operations.
 ///
-/// The list is closed: a model may use these and nothing else. `x: [T, C]` are activations of `T`
+/// The list is closed: a model may use these and nothing else. Those with a body are two of the
+/// others in one; a device that can do so in one go says how. `x: [T, C]` are activations of `T`
 /// positions. All operations fail with [`Error::Argument`] on shapes that do not fit, and with
 /// [`Error::Device`] or [`Error::OutOfMemory`] when the device does.
 pub trait Device: Send + Sync {
@@ -179,6 +185,13 @@ pub trait Device: Send + Sync {
 
     /// Rows `ids` of `table: [V, C]`: `[T, C]`.
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor>;
+
+    /// [`embed`](Self::embed) of ids that are on the device: `ids: [T]`, as
+    /// [`argmax`](Self::argmax) gives them.
+    fn embed_tokens(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let ids: Vec<u32> = self.read(ids)?.into_iter().map(|id| id as u32).collect();
+        self.embed(table, &ids)
+    }
 
     /// `x wᵀ + bias`: `x: [T, K]`, `w: [N, K]`, `bias: [N]`; `[T, N]`.
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>;
@@ -202,11 +215,42 @@ pub trait Device: Send + Sync {
         attention: &Attention,
     ) -> Result<Tensor>;
 
+    /// [`attention`](Self::attention) with `q` and `k` turned by [`rope`](Self::rope) at the cache's
+    /// length.
+    #[expect(clippy::too_many_arguments, reason = "two operations in one")]
+    fn rope_attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        rope: &Rope,
+        cache: &mut KvCache,
+        layer: usize,
+        attention: &Attention,
+    ) -> Result<Tensor> {
+        let start = cache.len();
+        let (q, k) = (self.rope(q, rope, start)?, self.rope(k, rope, start)?);
+        self.attention(&q, &k, v, cache, layer, attention)
+    }
+
     /// `silu(gate) * up`, elementwise; `silu(x) = x / (1 + exp(-x))`.
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor>;
 
     /// `a + b`, elementwise.
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
+
+    /// [`add`](Self::add), and the [`rms_norm`](Self::rms_norm) of it.
+    fn add_rms_norm(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<(Tensor, Tensor)> {
+        let sum = self.add(a, b)?;
+        let normed = self.rms_norm(&sum, weight, eps)?;
+        Ok((sum, normed))
+    }
 
     /// Rows `start .. start + rows` of `x`.
     fn rows(&self, x: &Tensor, start: usize, rows: usize) -> Result<Tensor>;
@@ -217,4 +261,21 @@ pub trait Device: Send + Sync {
 
     /// Waits for everything queued and copies a tensor out, row-major.
     fn read(&self, x: &Tensor) -> Result<Vec<f32>>;
+
+    /// [`read`](Self::read), later: what is queued after this call need not be waited for.
+    fn fetch(&self, x: &Tensor) -> Result<Fetch> {
+        let numbers = self.read(x)?;
+        Ok(Box::new(move || Ok(numbers)))
+    }
+
+    /// Whether operations are only queued, so that it pays to queue the next token before the last
+    /// one is known.
+    fn queues(&self) -> bool {
+        false
+    }
+
+    /// Bytes of the processor's memory that a cache of that shape takes.
+    fn cache_host_bytes(&self, shape: CacheShape) -> u64 {
+        shape.bytes(size_of::<f32>())
+    }
 }

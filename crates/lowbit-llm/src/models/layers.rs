@@ -66,6 +66,37 @@ impl Norm {
     }
 }
 
+/// Activations between layers, `[T, C]`: a sum whose last term is not added yet, for adding it and
+/// norming the sum is one operation of a device.
+pub(crate) struct Stream {
+    pub x: Tensor,
+    pub term: Option<Tensor>,
+}
+
+impl Stream {
+    /// The sum.
+    pub fn sum(self, device: &dyn Device) -> Result<Tensor> {
+        match self.term {
+            None => Ok(self.x),
+            Some(term) => Ok(device.add(&self.x, &term)?),
+        }
+    }
+
+    /// The sum, and its norm.
+    pub fn normed(self, device: &dyn Device, norm: &Norm) -> Result<(Tensor, Tensor)> {
+        match self.term {
+            None => norm.forward(device, &self.x).map(|normed| (self.x, normed)),
+            Some(term) => Ok(device.add_rms_norm(&self.x, &term, &norm.weight, norm.eps)?),
+        }
+    }
+
+    /// Some rows of it.
+    pub fn rows(&self, device: &dyn Device, start: usize, rows: usize) -> Result<Self> {
+        let part = |x: &Tensor| device.rows(x, start, rows);
+        Ok(Stream { x: part(&self.x)?, term: self.term.as_ref().map(part).transpose()? })
+    }
+}
+
 /// Which linear layers of a block have a bias.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Biases {
@@ -112,18 +143,16 @@ impl Attention {
 
     /// `x: [T, C]` to `[T, C]`.
     fn forward(&self, pass: &mut Pass, layer: usize, x: &Tensor) -> Result<Tensor> {
-        let (device, start) = (pass.device, pass.cache.len());
-        let turned = |x: Tensor, norm: &Option<Norm>| -> Result<Tensor> {
-            let x = match norm {
-                Some(norm) => norm.forward(device, &x)?,
-                None => x,
-            };
-            Ok(device.rope(&x, pass.rope, start)?)
+        let device = pass.device;
+        let normed = |x: Tensor, norm: &Option<Norm>| match norm {
+            Some(norm) => norm.forward(device, &x),
+            None => Ok(x),
         };
-        let q = turned(pass.linear(&self.q_proj, x)?, &self.q_norm)?;
-        let k = turned(pass.linear(&self.k_proj, x)?, &self.k_norm)?;
+        let q = normed(pass.linear(&self.q_proj, x)?, &self.q_norm)?;
+        let k = normed(pass.linear(&self.k_proj, x)?, &self.k_norm)?;
         let v = pass.linear(&self.v_proj, x)?;
-        let y = device.attention(&q, &k, &v, pass.cache, layer, &self.settings)?;
+        let (rope, settings) = (pass.rope, &self.settings);
+        let y = device.rope_attention(&q, &k, &v, rope, pass.cache, layer, settings)?;
         pass.linear(&self.o_proj, &y)
     }
 }
@@ -177,13 +206,14 @@ impl Block {
         })
     }
 
-    /// `x: [T, C]` to `[T, C]`.
-    pub fn forward(&self, pass: &mut Pass, layer: usize, x: &Tensor) -> Result<Tensor> {
+    /// `[T, C]` to `[T, C]`.
+    pub fn forward(&self, pass: &mut Pass, layer: usize, stream: Stream) -> Result<Stream> {
         let device = pass.device;
-        let seen =
-            self.self_attn.forward(pass, layer, &self.input_layernorm.forward(device, x)?)?;
-        let x = device.add(x, &seen)?;
-        let y = self.mlp.forward(pass, &self.post_attention_layernorm.forward(device, &x)?)?;
-        Ok(device.add(&x, &y)?)
+        let (x, normed) = stream.normed(device, &self.input_layernorm)?;
+        let seen = self.self_attn.forward(pass, layer, &normed)?;
+        let stream = Stream { x, term: Some(seen) };
+        let (x, normed) = stream.normed(device, &self.post_attention_layernorm)?;
+        let y = self.mlp.forward(pass, &normed)?;
+        Ok(Stream { x, term: Some(y) })
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use lowbit::device::{CacheShape, Device, KvCache, Tensor};
 
 pub use layers::Tap;
-use layers::{Block, Linear, Norm, Pass};
+use layers::{Block, Linear, Norm, Pass, Stream};
 use loader::Loader;
 
 use crate::config::Config;
@@ -169,7 +169,7 @@ impl Model {
             head_dim: self.config.head_dim,
             capacity: max_context,
         };
-        let (bytes, available) = (shape.bytes(size_of::<f32>()), available_memory());
+        let (bytes, available) = (self.device.cache_host_bytes(shape), available_memory());
         if let Some(available) = available.filter(|available| bytes > *available) {
             let per_position = (bytes / max_context.max(1) as u64).max(1);
             let fits = available / per_position;
@@ -197,39 +197,69 @@ impl Model {
         logits: Logits,
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<Tensor> {
-        let x = self.hidden(ids, cache, &mut tap)?;
-        let x = match logits {
-            Logits::Last => self.device.rows(&x, ids.len() - 1, 1)?,
-            Logits::All => x,
+        let stream = self.stream(ids, cache, &mut tap)?;
+        let stream = match logits {
+            Logits::Last => stream.rows(&*self.device, ids.len() - 1, 1)?,
+            Logits::All => stream,
         };
-        self.logits(&x, &mut tap)
+        self.output(stream, &mut tap)
+    }
+
+    /// [`forward`](Self::forward) of one token that is still on the device, as its argmax gave it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_token(&self, id: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let x = self.device.embed_tokens(&self.embed_tokens, id)?;
+        let stream = self.layers(x, cache, &mut None)?;
+        self.output(stream, &mut None)
     }
 
     /// The layers only: `[T, C]`.
-    pub(crate) fn hidden(
+    pub(crate) fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+        self.stream(ids, cache, &mut None)?.sum(&*self.device)
+    }
+
+    fn stream(
         &self,
         ids: &[u32],
         cache: &mut KvCache,
         tap: &mut Option<&mut dyn Tap>,
-    ) -> Result<Tensor> {
+    ) -> Result<Stream> {
         if ids.is_empty() {
             let help = "begin with a prompt or the model's bos token";
             return Err(Error::argument("forward", "at least one token", "none", help));
         }
-        let device = &*self.device;
-        let mut x = device.embed(&self.embed_tokens, ids)?;
-        let mut pass = Pass { device, rope: &self.config.rope, cache, tap };
-        for (layer, block) in self.layers.iter().enumerate() {
-            x = block.forward(&mut pass, layer, &x)?;
-        }
-        cache.advance(ids.len())?;
-        Ok(x)
+        let x = self.device.embed(&self.embed_tokens, ids)?;
+        self.layers(x, cache, tap)
     }
 
-    /// Norm and output layer: `x: [T, C]` to `[T, V]`.
-    pub(crate) fn logits(&self, x: &Tensor, tap: &mut Option<&mut dyn Tap>) -> Result<Tensor> {
-        let x = self.norm.forward(&*self.device, x)?;
+    /// All layers on embeddings `x: [T, C]`.
+    fn layers(
+        &self,
+        x: Tensor,
+        cache: &mut KvCache,
+        tap: &mut Option<&mut dyn Tap>,
+    ) -> Result<Stream> {
+        let (rows, _) = x.rows_cols();
+        let mut stream = Stream { x, term: None };
+        let mut pass = Pass { device: &*self.device, rope: &self.config.rope, cache, tap };
+        for (layer, block) in self.layers.iter().enumerate() {
+            stream = block.forward(&mut pass, layer, stream)?;
+        }
+        cache.advance(rows)?;
+        Ok(stream)
+    }
+
+    /// Norm and output layer: `[T, C]` to `[T, V]`.
+    fn output(&self, stream: Stream, tap: &mut Option<&mut dyn Tap>) -> Result<Tensor> {
+        let (_, x) = stream.normed(&*self.device, &self.norm)?;
         self.lm_head.forward(&*self.device, tap, &x)
+    }
+
+    /// Norm and output layer on what [`hidden`](Self::hidden) gave.
+    pub(crate) fn logits(&self, x: Tensor) -> Result<Tensor> {
+        self.output(Stream { x, term: None }, &mut None)
     }
 }
 

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use crate::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor};
+use crate::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor, check};
 use crate::tensor::rows_cols;
 use crate::{DType, Element, Error, Result, Weight};
 
@@ -47,17 +47,6 @@ fn round<T: Element>(numbers: &mut [f32]) {
 
 /// Elements below which a loop is not worth a second thread.
 const PARALLEL_FROM: usize = 1 << 14;
-
-fn shape_error(op: &'static str, expected: String, got: String) -> Error {
-    Error::argument(op, expected, got, "check the model's configuration")
-}
-
-fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.shape() == b.shape() {
-        return Ok(());
-    }
-    Err(shape_error(op, format!("{:?}", a.shape()), format!("{:?}", b.shape())))
-}
 
 fn numbers<'a>(op: &'static str, x: &'a Tensor) -> Result<&'a [f32]> {
     x.get::<Vec<f32>>(op).map(Vec::as_slice)
@@ -121,14 +110,7 @@ impl Device for CpuDevice {
         const OP: &str = "embed";
         let weight = table.get::<Weight>(OP)?;
         let (vocabulary, cols) = rows_cols(weight.shape());
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(Error::argument(
-                OP,
-                format!("token ids below {vocabulary}"),
-                id.to_string(),
-                "use the tokenizer that belongs to the model",
-            ));
-        }
+        check::ids(vocabulary, ids)?;
         let mut out = zeros(OP, ids.len() * cols)?;
         for_rows(&mut out, cols, |i, row| self.cpu.decode_row(weight, ids[i] as usize, row));
         Ok(self.activation(vec![ids.len(), cols], out))
@@ -138,10 +120,8 @@ impl Device for CpuDevice {
         const OP: &str = "linear";
         let weight = w.get::<Weight>(OP)?;
         let (n, k) = rows_cols(weight.shape());
-        let (m, cols) = x.rows_cols();
-        if cols != k {
-            return Err(shape_error(OP, format!("x: [T, {k}]"), format!("{:?}", x.shape())));
-        }
+        let (m, _) = x.rows_cols();
+        check::linear(x, k)?;
         let bias = bias.map(|b| numbers(OP, b)).transpose()?;
         let mut y = zeros(OP, m * n)?;
         self.cpu.linear_f32(weight, numbers(OP, x)?, bias, &mut y, self.activations)?;
@@ -151,11 +131,7 @@ impl Device for CpuDevice {
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         const OP: &str = "rms_norm";
         let weight = numbers(OP, weight)?;
-        let (_, cols) = x.rows_cols();
-        if weight.is_empty() || cols % weight.len() != 0 {
-            let expected = format!("rows of a multiple of {}", weight.len());
-            return Err(shape_error(OP, expected, format!("{:?}", x.shape())));
-        }
+        check::runs(OP, x, weight.len())?;
         let mut out = numbers(OP, x)?.to_vec();
         for_rows(&mut out, weight.len(), |_, row| {
             let mean = row.iter().map(|v| v * v).sum::<f32>() / row.len() as f32;
@@ -170,11 +146,7 @@ impl Device for CpuDevice {
     fn rope(&self, x: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> {
         const OP: &str = "rope";
         let (rows, cols) = x.rows_cols();
-        let half = rope.inv_freq.len();
-        if half == 0 || cols % (2 * half) != 0 {
-            let expected = format!("rows of a multiple of {}", 2 * half);
-            return Err(shape_error(OP, expected, format!("{:?}", x.shape())));
-        }
+        let half = check::rope(x, rope)? / 2;
         let turns: Vec<(f32, f32)> = (start..start + rows)
             .flat_map(|p| rope.inv_freq.iter().map(move |f| (p as f32 * f).sin_cos()))
             .map(|(sin, cos)| (sin * rope.scale, cos * rope.scale))
@@ -202,26 +174,11 @@ impl Device for CpuDevice {
     ) -> Result<Tensor> {
         const OP: &str = "attention";
         let Attention { heads, kv_heads, head_dim, .. } = *attention;
-        let (rows, _) = q.rows_cols();
+        let rows = check::attention([q, k, v], cache, layer, attention)?;
         let shape = cache.shape();
-        let fits = q.shape() == [rows, heads * head_dim]
-            && k.shape() == [rows, kv_heads * head_dim]
-            && v.shape() == k.shape()
-            && (shape.kv_heads, shape.head_dim) == (kv_heads, head_dim)
-            && kv_heads > 0
-            && heads % kv_heads == 0
-            && layer < shape.layers;
-        if !fits {
-            let expected = format!("{attention:?} in layer {layer} of {shape:?}");
-            let got = format!("q {:?}, k {:?}, v {:?}", q.shape(), k.shape(), v.shape());
-            return Err(shape_error(OP, expected, got));
-        }
-        cache.check_room(rows)?;
         let past = cache.len();
         let layers = cache.data.downcast_mut::<Vec<Layer>>();
-        let layer = layers.and_then(|l| l.get_mut(layer)).ok_or_else(|| {
-            shape_error(OP, "a cache of this device".into(), "a foreign cache".into())
-        })?;
+        let layer = layers.and_then(|l| l.get_mut(layer)).ok_or_else(check::foreign_cache)?;
         let (q, k, v) = (numbers(OP, q)?, numbers(OP, k)?, numbers(OP, v)?);
         for t in 0..rows {
             for head in 0..kv_heads {
@@ -252,7 +209,7 @@ impl Device for CpuDevice {
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         const OP: &str = "silu_mul";
-        same_shape(OP, gate, up)?;
+        check::same_shape(OP, gate, up)?;
         let (gate_numbers, up) = (numbers(OP, gate)?, numbers(OP, up)?);
         let mut out = zeros(OP, up.len())?;
         for_rows(&mut out, 1024, |i, out| {
@@ -266,18 +223,15 @@ impl Device for CpuDevice {
 
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         const OP: &str = "add";
-        same_shape(OP, a, b)?;
+        check::same_shape(OP, a, b)?;
         let sums = numbers(OP, a)?.iter().zip(numbers(OP, b)?).map(|(a, b)| a + b);
         Ok(self.activation(a.shape().to_vec(), sums.collect()))
     }
 
     fn rows(&self, x: &Tensor, start: usize, rows: usize) -> Result<Tensor> {
         const OP: &str = "rows";
-        let (have, cols) = x.rows_cols();
-        if start + rows > have {
-            let expected = format!("rows within 0..{have}");
-            return Err(shape_error(OP, expected, format!("{start}..{}", start + rows)));
-        }
+        let (_, cols) = x.rows_cols();
+        check::rows(x, start, rows)?;
         let part = numbers(OP, x)?[start * cols..(start + rows) * cols].to_vec();
         Ok(Tensor::new(vec![rows, cols], part))
     }
@@ -294,7 +248,10 @@ impl Device for CpuDevice {
             }
             best as f32
         };
-        let ids: Vec<f32> = numbers(OP, x)?.chunks_exact(cols.max(1)).map(largest).collect();
+        let ids: Vec<f32> = match cols {
+            0 => vec![0.0; rows],
+            _ => numbers(OP, x)?.chunks_exact(cols).map(largest).collect(),
+        };
         Ok(Tensor::new(vec![rows], ids))
     }
 

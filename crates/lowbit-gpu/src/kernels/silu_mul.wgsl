@@ -1,0 +1,14 @@
+// y = gate / (1 + exp(-gate)) * up, a pair a thread.
+
+@compute @workgroup_size(GROUP)
+fn silu_mul(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = (group.y * groups.x + group.x) * GROUP + thread;
+    if (i < p.pairs) {
+        let g = x_unpack(gate[i]);
+        y[i] = x_pack(g / (1.0 + exp(-g)) * x_unpack(up[i]));
+    }
+}
