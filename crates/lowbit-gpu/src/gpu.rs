@@ -35,7 +35,14 @@ struct Shared {
     checked: bool,
     params: wgpu::Buffer,
     failure: Arc<Mutex<Option<String>>>,
+    clock: Option<Clock>,
     state: Mutex<State>,
+}
+
+/// Two moments on the GPU.
+struct Clock {
+    queries: wgpu::QuerySet,
+    ticks: wgpu::Buffer,
 }
 
 #[derive(Default)]
@@ -46,6 +53,7 @@ struct State {
     pool: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
     pooled: u64,
     buffers: u64,
+    timed: bool,
     groups: HashMap<(u64, Vec<u64>), wgpu::BindGroup>,
 }
 
@@ -156,9 +164,22 @@ impl Gpu {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             groups: limits.max_compute_workgroups_per_dimension,
         };
-        let adapter = adapter.clone();
-        let state = Mutex::default();
-        let shared = Shared { adapter, device, queue, limits, checked, params, failure, state };
+        let clock = has(wgpu::Features::TIMESTAMP_QUERY).then(|| Clock {
+            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("clock"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2,
+            }),
+            ticks: device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("clock"),
+                size: 16,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            }),
+        });
+        let (adapter, state) = (adapter.clone(), Mutex::default());
+        let shared =
+            Shared { adapter, device, queue, limits, checked, params, failure, clock, state };
         Ok(Gpu { shared: Arc::new(shared) })
     }
 
@@ -174,6 +195,54 @@ impl Gpu {
     pub fn wait(&self) -> Result<()> {
         self.shared.flush(&mut lock(&self.shared.state), None)?;
         self.shared.poll()
+    }
+
+    /// Seconds that the GPU takes for what `work` queues, which should be less than a thousand
+    /// kernels, so that it runs in one go.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it failed, and what `work` returns.
+    pub fn timed<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+        self.wait()?;
+        let Some(clock) = &self.shared.clock else {
+            let out = work()?;
+            let start = std::time::Instant::now();
+            self.wait()?;
+            return Ok((out, start.elapsed().as_secs_f64()));
+        };
+        let out = work()?;
+        let mut state = lock(&self.shared.state);
+        state.timed = true;
+        self.shared.flush(&mut state, None)?;
+        state.timed = false;
+        drop(state);
+        let mut encoder = self.shared.device.create_command_encoder(&Default::default());
+        encoder.resolve_query_set(&clock.queries, 0..2, &clock.ticks, 0);
+        self.shared.queue.submit([encoder.finish()]);
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&self.copy_out(&clock.ticks, 16)?);
+        let period = f64::from(self.shared.queue.get_timestamp_period()) * 1e-9;
+        Ok((out, ticks[1].wrapping_sub(ticks[0]) as f64 * period))
+    }
+
+    /// Waits for what is queued; the first bytes of a buffer, a multiple of 4.
+    fn copy_out(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
+        let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("staging"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let copy = Some((buffer, &staging, size));
+        self.shared.flush(&mut lock(&self.shared.state), copy)?;
+        let slice = staging.slice(..);
+        slice.map_async(wgpu::MapMode::Read, |_| {});
+        self.shared.poll()?;
+        let view = slice.get_mapped_range().map_err(|e| Error::Device {
+            op: "read",
+            reason: e.to_string(),
+            help: "try again, or use the CPU".into(),
+        })?;
+        Ok(view.to_vec())
     }
 
     /// A buffer with whatever was left in it.
@@ -262,7 +331,15 @@ impl Shared {
         }
         let mut encoder = self.device.create_command_encoder(&Default::default());
         if !state.commands.is_empty() {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let clock = self.clock.as_ref().filter(|_| state.timed);
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: clock.map(|clock| wgpu::ComputePassTimestampWrites {
+                    query_set: &clock.queries,
+                    beginning_of_pass_write_index: Some(0),
+                    end_of_pass_write_index: Some(1),
+                }),
+            });
             let mut current = 0;
             for (i, command) in state.commands.iter().enumerate() {
                 if command.pipeline.id != current {
@@ -449,24 +526,9 @@ impl Queue for Gpu {
     }
 
     fn read(&self, buffer: &Buffer, bytes: u64) -> Result<Vec<u8>> {
-        let size = bytes.next_multiple_of(4).max(4);
-        let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("staging"),
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let copy = Some((&buffer.inner.buffer, &staging, size));
-        self.shared.flush(&mut lock(&self.shared.state), copy)?;
-        let slice = staging.slice(..);
-        slice.map_async(wgpu::MapMode::Read, |_| {});
-        self.shared.poll()?;
-        let view = slice.get_mapped_range().map_err(|e| Error::Device {
-            op: "read",
-            reason: e.to_string(),
-            help: "try again, or use the CPU".into(),
-        })?;
-        Ok(view[..bytes as usize].to_vec())
+        let mut content = self.copy_out(&buffer.inner.buffer, bytes.next_multiple_of(4).max(4))?;
+        content.truncate(bytes as usize);
+        Ok(content)
     }
 }
 

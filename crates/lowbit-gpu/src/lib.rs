@@ -4,11 +4,13 @@
 mod adapter;
 mod argmax;
 mod attention;
+mod choose;
 mod device;
 mod elementwise;
 mod embed;
 mod gpu;
 mod kernel;
+pub mod measure;
 mod memo;
 mod numbers;
 mod prelude;

@@ -2,10 +2,14 @@
 
 use lowbit::{DType, Result};
 
+use crate::elementwise;
+use crate::choose::{self, Product};
 use crate::kernel::{Access, Builder, Kernel};
+use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
+const GEMV_PAIRS: &str = include_str!("kernels/gemv_pairs.wgsl");
 const GEMV: &str = include_str!("kernels/gemv.wgsl");
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
 const DEQUANTIZE: &str = include_str!("kernels/dequantize.wgsl");
@@ -16,30 +20,8 @@ const GROUP: u32 = 256;
 /// Side of a tile of results in `gemm.wgsl`.
 const TILE: u32 = 64;
 
-/// Rows of w that a subgroup takes in `gemv.wgsl`.
-const GEMV_ROWS: u32 = 2;
-
-/// The kernels that a product can take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Product {
-    /// A subgroup for a few rows of weights, at most so many rows of activations.
-    Gemv(u32),
-    /// Tiles.
-    Gemm,
-}
-
-/// Which kernel up to how many rows of activations, for weights in vectors: the one place that
-/// weighs the kernels against each other.
-const CHOICES: [(usize, Product); 5] = [
-    (1, Product::Gemv(1)),
-    (2, Product::Gemv(2)),
-    (4, Product::Gemv(4)),
-    (8, Product::Gemv(8)),
-    (16, Product::Gemv(16)),
-];
-
 /// How results are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Output {
     /// Rows of any length.
     F32,
@@ -65,22 +47,19 @@ pub fn linear<Q: Queue>(
     }
     let output = output(dtype, m, n);
     let y = scratch(queue, output, m * n)?;
-    let choice = CHOICES.iter().find(|(rows, _)| m <= *rows && w.kind().vectors);
-    let subgroups = queue.limits().subgroups;
-    let product = choice.filter(|_| subgroups).map_or(Product::Gemm, |(_, product)| *product);
-    let kernel = match product {
-        Product::Gemv(batch) => gemv_kernel(w.kind(), dtype, output, bias.is_some(), batch),
-        Product::Gemm => gemm_kernel(w.kind(), dtype, output, bias.is_some(), false),
-    };
+    let product = choose::product(m, n, k, w.kind(), queue.limits());
+    let spec = Spec { kind: *w.kind(), dtype, output, bias: bias.is_some(), product };
+    let kernel = KERNELS.get(spec, Spec::kernel);
     for part in w.parts() {
         let rows = part.rows.len() as u32;
+        let (_, widest) = queue.limits().subgroup;
         let groups = match product {
-            Product::Gemv(_) => {
-                let (_, widest) = queue.limits().subgroup;
-                let per_group = GEMV_ROWS * (kernel.workgroup[0] / widest).max(1);
-                [rows.div_ceil(per_group).min(queue.limits().groups), 1, 1]
+            Product::Gemv { rows: each, .. } | Product::GemvPairs { rows: each, .. } => {
+                let per_group = each * (kernel.workgroup[0] / widest).max(1);
+                let most = product.most_groups().min(queue.limits().groups);
+                [rows.div_ceil(per_group).min(most), 1, 1]
             }
-            Product::Gemm => [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1],
+            Product::Gemm | Product::Transposed => [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1],
         };
         let params = part.params([m as u32, k as u32, 0, n as u32, part.rows.start as u32]);
         let buffers: Vec<&Q::Buffer> = part.buffers().chain([x]).chain(bias).chain([&y]).collect();
@@ -107,7 +86,8 @@ pub fn linear_transposed<Q: Queue>(
     let parts = w.parts();
     let output = output(dtype, m, k);
     let dx = scratch(queue, output, m * k)?;
-    let kernel = gemm_kernel(w.kind(), dtype, output, false, true);
+    let spec = Spec { kind: *w.kind(), dtype, output, bias: false, product: Product::Transposed };
+    let kernel = KERNELS.get(spec, Spec::kernel);
     let groups = [count("linear_transposed", k)?.div_ceil(TILE), (m as u32).div_ceil(TILE), 1];
     let mut sums = dx.clone();
     for (i, part) in parts.iter().enumerate() {
@@ -116,7 +96,11 @@ pub fn linear_transposed<Q: Queue>(
         let buffers: Vec<&Q::Buffer> = part.buffers().chain([dy, &target]).collect();
         queue.dispatch(&kernel, &buffers, &params, groups)?;
         if i > 0 {
-            sums = add(queue, &sums, &target, output, m * k)?;
+            let of = match output {
+                Output::F32 => DType::F32,
+                Output::Pairs(dtype) => dtype,
+            };
+            sums = elementwise::add(queue, of, &sums, &target, m * k)?;
         }
     }
     converted(queue, sums, output, m * k, dtype)
@@ -137,8 +121,11 @@ pub fn dequantize<Q: Queue>(
     if n * k == 0 {
         return Ok(y);
     }
-    let kernel = store(Builder::new("dequantize").types().weight(w.kind(), false), output)
-        .build(PARAMS, "dequantize", GROUP, DEQUANTIZE);
+    static KERNELS: Memo<(Kind, Output)> = Memo::new();
+    let kernel = KERNELS.get((*w.kind(), output), |(kind, output)| {
+        store(Builder::new("dequantize").types().weight(kind, false), *output)
+            .build(PARAMS, "dequantize", GROUP, DEQUANTIZE)
+    });
     for part in w.parts() {
         let weights = part.rows.len() * k;
         count("dequantize", weights)?;
@@ -151,25 +138,50 @@ pub fn dequantize<Q: Queue>(
     Ok(y)
 }
 
-fn gemv_kernel(kind: &Kind, dtype: DType, output: Output, bias: bool, batch: u32) -> Kernel {
-    let rows = GEMV_ROWS;
-    let builder = Builder::new("gemv").types().weight(kind, true).activations("X", dtype);
-    let builder = builder.bind("x", Access::Read, "array<X4>");
-    store(with_bias(builder, bias), output)
-        .tag(format!("{rows}x{batch}"))
-        .constant("ROWS", rows)
-        .constant("BATCH", batch)
-        .subgroups()
-        .build(PARAMS, "gemv", 128, GEMV)
+/// What the text of a product depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Spec {
+    kind: Kind,
+    dtype: DType,
+    output: Output,
+    bias: bool,
+    product: Product,
 }
 
-fn gemm_kernel(kind: &Kind, dtype: DType, output: Output, bias: bool, transposed: bool) -> Kernel {
-    let name = if transposed { "gemm_transposed" } else { "gemm" };
-    let builder = Builder::new(name).types().weight(kind, false).activations("X", dtype);
-    let builder = builder.bind("x", Access::Read, "array<X2>");
-    store(with_bias(builder, bias), output)
-        .flag("TRANSPOSED", transposed)
-        .build(PARAMS, "gemm", GROUP, GEMM)
+static KERNELS: Memo<Spec> = Memo::new();
+
+impl Spec {
+    fn kernel(&self) -> Kernel {
+        let Spec { kind, dtype, output, bias, product } = *self;
+        let (name, body, group) = match product {
+            Product::Gemv { .. } => ("gemv", GEMV, 128),
+            Product::GemvPairs { group, .. } => ("gemv_pairs", GEMV_PAIRS, group),
+            Product::Gemm => ("gemm", GEMM, GROUP),
+            Product::Transposed => ("gemm_transposed", GEMM, GROUP),
+        };
+        let vectors = matches!(product, Product::Gemv { .. } | Product::GemvPairs { .. });
+        let x = if vectors { "array<X4>" } else { "array<X2>" };
+        let builder = Builder::new(name).types().weight(&kind, vectors).activations("X", dtype);
+        let mut builder = store(with_bias(builder.bind("x", Access::Read, x), bias), output);
+        builder = match product {
+            Product::Gemv { rows, batch } => builder
+                .tag(format!("{rows}x{batch}"))
+                .constant("ROWS", rows)
+                .constant("BATCH", batch)
+                .subgroups(),
+            Product::GemvPairs { rows, batch, replicas, .. } => builder
+                .tag(format!("{rows}x{batch}x{group}x{replicas}"))
+                .constant("ROWS", rows)
+                .constant("BATCH", batch)
+                .constant("REPLICAS", replicas)
+                .constant("PAIRS", 256 * replicas)
+                .subgroups(),
+            Product::Gemm => builder.flag("TRANSPOSED", false),
+            Product::Transposed => builder.flag("TRANSPOSED", true),
+        };
+        let entry = if vectors { name } else { "gemm" };
+        builder.build(PARAMS, entry, group, body)
+    }
 }
 
 /// `with_bias`.
@@ -227,41 +239,18 @@ fn converted<Q: Queue>(
     if dtype == DType::F32 || output != Output::F32 {
         return Ok(y);
     }
-    let kernel = Builder::new("convert")
-        .types()
-        .bind("x", Access::Read, "array<f32>")
-        .activations("X", dtype)
-        .bind("y", Access::ReadWrite, "array<X2>")
-        .build(&["pairs"], "convert", GROUP, CONVERT);
+    static KERNELS: Memo<DType> = Memo::new();
+    let kernel = KERNELS.get(dtype, |dtype| {
+        Builder::new("convert")
+            .types()
+            .bind("x", Access::Read, "array<f32>")
+            .activations("X", *dtype)
+            .bind("y", Access::ReadWrite, "array<X2>")
+            .build(&["pairs"], "convert", GROUP, CONVERT)
+    });
     let out = queue.scratch((len.next_multiple_of(2) * dtype.size()) as u64)?;
     let pairs = count("convert", len.div_ceil(2))?;
     let groups = cover(pairs.into(), GROUP, queue.limits());
     queue.dispatch(&kernel, &[&y, &out], &[pairs], groups)?;
     Ok(out)
-}
-
-/// `a + b` of partial sums.
-fn add<Q: Queue>(
-    queue: &Q,
-    a: &Q::Buffer,
-    b: &Q::Buffer,
-    output: Output,
-    len: usize,
-) -> Result<Q::Buffer> {
-    let dtype = match output {
-        Output::F32 => DType::F32,
-        Output::Pairs(dtype) => dtype,
-    };
-    let kernel = Builder::new("add_parts")
-        .types()
-        .activations("X", dtype)
-        .bind("a", Access::Read, "array<X2>")
-        .bind("b", Access::Read, "array<X2>")
-        .bind("y", Access::ReadWrite, "array<X2>")
-        .build(&["pairs"], "add", GROUP, include_str!("kernels/add_parts.wgsl"));
-    let y = scratch(queue, output, len)?;
-    let pairs = count("add", len.div_ceil(2))?;
-    let groups = cover(pairs.into(), GROUP, queue.limits());
-    queue.dispatch(&kernel, &[a, b, &y], &[pairs], groups)?;
-    Ok(y)
 }

@@ -30,7 +30,7 @@ pub struct GpuWeight<B> {
 }
 
 /// What the text of a kernel depends on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kind {
     codes: Codes,
     scales: Stored,
@@ -44,24 +44,25 @@ pub(crate) struct Kind {
     pub vectors: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Codes {
     Dense(DType),
     Format(&'static str, Coding),
 }
 
 /// The fields of a format that a kernel needs.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Coding {
     bits: u32,
     per_code: usize,
     packing: Packing,
     flat: bool,
-    unit: f32,
+    /// Bits of the f32.
+    unit: u32,
     has_mean: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stored {
     None,
     F32,
@@ -133,7 +134,7 @@ impl<B: Clone> GpuWeight<B> {
             per_code: format.weights_per_code,
             packing: format.packing,
             flat: matches!(format.layout, Layout::Flat { .. }),
-            unit: format.unit,
+            unit: format.unit.to_bits(),
             has_mean: format.has_mean,
         };
         let whole_row = q.block_size() >= k && !coding.flat;
@@ -326,6 +327,14 @@ impl<B: Clone> SharedParts<B> {
     }
 }
 
+impl Kind {
+    /// Whether a code is four bits that stand for one weight of a table, without means.
+    pub fn is_nibble_table(&self) -> bool {
+        matches!(self.codes, Codes::Format(_, c) if c.bits == 4 && c.per_code == 1 && !c.has_mean)
+            && self.table == 16
+    }
+}
+
 impl<B: Clone> Part<B> {
     /// Its buffers, in the order in which [`Builder::weight`] binds them.
     pub fn buffers(&self) -> impl Iterator<Item = &B> {
@@ -348,7 +357,7 @@ impl Builder {
             per_code: 1,
             packing: Packing::LowFirst,
             flat: false,
-            unit: 1.0,
+            unit: 1f32.to_bits(),
             has_mean: false,
         };
         let (name, coding, dense) = match kind.codes {
@@ -398,8 +407,8 @@ impl Builder {
             .flag("WORDS", kind.words)
             .flag("DENSE", dense.is_some())
             .flag("HAS_MEAN", coding.has_mean)
-            .flag("HAS_UNIT", coding.unit != 1.0)
-            .text(&format!("const UNIT = {}f;", coding.unit))
+            .flag("HAS_UNIT", coding.unit != 1f32.to_bits())
+            .text(&format!("const UNIT = {:?}f;", f32::from_bits(coding.unit)))
             .text(BLOCKS)
             .text(&values(kind, coding.bits))
             .text(scales(kind.scales))

@@ -61,7 +61,7 @@ pub enum Values {
 }
 
 /// How codes are laid into bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Packing {
     /// The first code is in the high bits of its byte (bitsandbytes' nibbles).
     HighFirst,

@@ -9,11 +9,19 @@ use lowbit::cpu::reference;
 use lowbit::format::Layout;
 use lowbit::{Cpu, DType, Element, Format, Nested, Parts, QTensor, Scales};
 
+use super::gpu::Place;
 use super::limits::{Limits, cold_bytes};
 use super::measure::{Times, gaussian, rotation, spread};
 use super::record::{Measured, Record};
 use crate::failure::{Failure, Result};
 use crate::{machine, ui};
+
+/// Where it is measured.
+#[derive(Clone, Copy)]
+pub enum On<'a> {
+    Cpu(&'a Limits),
+    Gpu(&'a Place),
+}
 
 /// One operation on one kind of tensor.
 #[derive(Debug, Clone)]
@@ -89,11 +97,11 @@ impl Case {
     }
 
     /// Runs it for about `seconds`.
-    pub fn measure(&self, limits: &Limits, seconds: f32) -> Result<Measured> {
+    pub fn measure(&self, on: On<'_>, seconds: f32) -> Result<Measured> {
         match self.dtype {
-            DType::F32 => self.measure_as::<f32>(limits, seconds),
-            DType::F16 => self.measure_as::<f16>(limits, seconds),
-            DType::BF16 => self.measure_as::<bf16>(limits, seconds),
+            DType::F32 => self.measure_as::<f32>(on, seconds),
+            DType::F16 => self.measure_as::<f16>(on, seconds),
+            DType::BF16 => self.measure_as::<bf16>(on, seconds),
         }
     }
 
@@ -118,13 +126,13 @@ impl Case {
         )))
     }
 
-    fn measure_as<T: Element>(&self, limits: &Limits, seconds: f32) -> Result<Measured> {
+    fn measure_as<T: Element>(&self, on: On<'_>, seconds: f32) -> Result<Measured> {
         let [n, k] = self.shape;
         let w: Vec<T> = gaussian(n * k, WEIGHTS.0, WEIGHTS.1)?;
         match self.operation {
-            Operation::Quantize => self.measure_quantize(&w, limits, seconds),
-            Operation::Dequantize => self.measure_dequantize(&w, limits, seconds),
-            Operation::Linear(rows) => self.measure_linear(&w, rows, limits, seconds),
+            Operation::Quantize => self.measure_quantize(&w, on, seconds),
+            Operation::Dequantize => self.measure_dequantize(&w, on, seconds),
+            Operation::Linear(rows) => self.measure_linear(&w, rows, on, seconds),
         }
     }
 
@@ -133,24 +141,37 @@ impl Case {
         Ok(if self.double_quant { lowbit::double_quantize(q)? } else { q })
     }
 
-    fn measure_quantize<T: Element>(&self, w: &[T], limits: &Limits, s: f32) -> Result<Measured> {
-        let inputs = rotation(size_of_val(w), || Ok(w.to_vec()))?;
-        let times = Times::take(limits, s, inputs.len(), |i| self.quantize(&inputs[i]))?;
+    fn measure_quantize<T: Element>(&self, w: &[T], on: On<'_>, s: f32) -> Result<Measured> {
         // The scales of the reference are not double quantized: compare before that step.
-        let plain = Cpu::best().quantize(self.format, w, &self.shape, self.block_size)?;
+        let (times, plain) = match on {
+            On::Cpu(limits) => {
+                let inputs = rotation(size_of_val(w), || Ok(w.to_vec()))?;
+                let times = Times::take(limits, s, inputs.len(), |i| self.quantize(&inputs[i]))?;
+                let plain = Cpu::best().quantize(self.format, w, &self.shape, self.block_size)?;
+                (times, plain)
+            }
+            On::Gpu(place) => place.quantize(self.format, w, &self.shape, self.block_size, s)?,
+        };
         let bytes = size_of_val(w) + plain.bytes();
-        Ok(self.record(&times, limits, bytes, None, self.differing_codes(w, &plain)?))
+        Ok(self.record(&times, on, bytes, None, self.differing_codes(w, &plain)?))
     }
 
-    fn measure_dequantize<T: Element>(&self, w: &[T], limits: &Limits, s: f32) -> Result<Measured> {
+    fn measure_dequantize<T: Element>(&self, w: &[T], on: On<'_>, s: f32) -> Result<Measured> {
         let q = self.quantize(w)?;
         let bytes = q.bytes() + size_of_val(w);
-        let mut items = rotation(bytes, || Ok((deep_copy(&q)?, vec![T::default(); w.len()])))?;
-        let times = Times::take(limits, s, items.len(), |i| {
-            let (q, out) = &mut items[i];
-            Ok(Cpu::best().dequantize(q, out)?)
-        })?;
-        let (k, (_, out)) = (self.shape[1], &items[0]);
+        let (times, out) = match on {
+            On::Cpu(limits) => {
+                let mut items =
+                    rotation(bytes, || Ok((deep_copy(&q)?, vec![T::default(); w.len()])))?;
+                let times = Times::take(limits, s, items.len(), |i| {
+                    let (q, out) = &mut items[i];
+                    Ok(Cpu::best().dequantize(q, out)?)
+                })?;
+                (times, items.swap_remove(0).1)
+            }
+            On::Gpu(place) => place.dequantize::<T>(&q, s)?,
+        };
+        let k = self.shape[1];
         let rows = spread(self.shape[0], CHECKED_ROWS);
         let differs = |row: usize, col: usize| {
             let expected = T::from_f32(reference::weight(&q, row, col)).to_f32();
@@ -159,39 +180,54 @@ impl Case {
         let wrong: usize =
             rows.iter().map(|&row| (0..k).filter(|&col| differs(row, col)).count()).sum();
         let share = wrong as f64 / (rows.len() * k) as f64;
-        Ok(self.record(&times, limits, bytes, None, share))
+        Ok(self.record(&times, on, bytes, None, share))
     }
 
     fn measure_linear<T: Element>(
         &self,
         w: &[T],
         rows: usize,
-        limits: &Limits,
+        on: On<'_>,
         s: f32,
     ) -> Result<Measured> {
         let [n, k] = self.shape;
         let x: Vec<T> = gaussian(rows * k, ACTIVATIONS.0, ACTIVATIONS.1)?;
-        let mut y = vec![T::default(); rows * n];
         let q = self.quantize(w)?;
+        let (times, y) = match on {
+            On::Cpu(limits) => {
+                let mut y = vec![T::default(); rows * n];
+                let copies = rotation(q.bytes(), || deep_copy(&q))?;
+                let times = Times::take(limits, s, copies.len(), |i| {
+                    Ok(Cpu::best().linear(&copies[i], &x, None, &mut y)?)
+                })?;
+                (times, y)
+            }
+            On::Gpu(place) => place.linear(&q, &x, rows, s)?,
+        };
         let bytes = q.bytes() + size_of_val(x.as_slice()) + size_of_val(y.as_slice());
-        let copies = rotation(q.bytes(), || deep_copy(&q))?;
-        let times = Times::take(limits, s, copies.len(), |i| {
-            Ok(Cpu::best().linear(&copies[i], &x, None, &mut y)?)
-        })?;
         let flops = 2.0 * rows as f64 * n as f64 * k as f64;
-        Ok(self.record(&times, limits, bytes, Some(flops), linear_error(&q, &x, &y)))
+        Ok(self.record(&times, on, bytes, Some(flops), linear_error(&q, &x, &y)))
     }
 
     fn record(
         &self,
         times: &Times,
-        limits: &Limits,
+        on: On<'_>,
         bytes: usize,
         flops: Option<f64>,
         max_error: f64,
     ) -> Measured {
         let (min, median) = (times.min(), times.median());
         let memory = bytes as f64 / times.bandwidth;
+        // How fast a GPU multiplies is not measured.
+        let (device, isa, threads, arithmetic) = match on {
+            On::Cpu(limits) => {
+                let rate = limits.flops(self.dtype);
+                let isa = Cpu::best().isa().name().to_owned();
+                ("cpu", isa, rayon::current_num_threads(), flops.unwrap_or(0.0) / rate)
+            }
+            On::Gpu(place) => ("gpu", place.gpu.adapter().name(), 0, 0.0),
+        };
         let record = Record {
             op: self.operation.name(),
             format: self.format.name.to_owned(),
@@ -201,15 +237,15 @@ impl Case {
                 _ => None,
             },
             dtype: self.dtype.name(),
-            device: "cpu",
-            isa: Cpu::best().isa().name(),
-            threads: rayon::current_num_threads(),
+            device,
+            isa,
+            threads,
             ms_min: 1e3 * min,
             ms_median: 1e3 * median,
             gb_s: 1e-9 * bytes as f64 / median,
             gflop_s: flops.map(|flops| 1e-9 * flops / median),
             max_error,
-            floor_ms: 1e3 * memory.max(flops.unwrap_or(0.0) / limits.flops(self.dtype)),
+            floor_ms: 1e3 * memory.max(arithmetic),
             block_size: self.block_size,
             double_quant: self.double_quant,
             tok_s: None,

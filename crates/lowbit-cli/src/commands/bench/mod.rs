@@ -2,6 +2,7 @@
 //! answer checked in the same run.
 
 mod cases;
+mod gpu;
 mod limits;
 mod measure;
 mod model;
@@ -15,7 +16,7 @@ use lowbit::{DType, Format};
 use crate::args::{self, Threads};
 use crate::failure::{Failure, Result};
 use crate::ui::Progress;
-use cases::{Case, Operation};
+use cases::{Case, On, Operation};
 use limits::Limits;
 use record::Report;
 
@@ -88,6 +89,9 @@ struct Options {
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_delimiter = ',',
           value_parser = args::dtype())]
     dtype: Vec<DType>,
+    /// Measure on a GPU, the best or the one whose name contains this
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    gpu: Option<String>,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -123,16 +127,28 @@ fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -
     warn_of_debug_build()?;
     let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
-    let limits = Limits::measure();
+    let gpu = options.gpu.as_deref().map(open_gpu).transpose()?;
+    let limits = if gpu.is_none() { Some(Limits::measure()) } else { None };
+    let on = match (&gpu, &limits) {
+        (Some(place), _) => On::Gpu(place),
+        (None, Some(limits)) => On::Cpu(limits),
+        (None, None) => return Ok(()),
+    };
     for (done, case) in cases.iter().enumerate() {
         progress.update(done as u64, cases.len() as u64, &case.to_string());
-        let measured = case.measure(&limits, options.effort.seconds)?;
+        let measured = case.measure(on, options.effort.seconds)?;
         let verdict = case.verdict(&measured.record);
         report.add(measured)?;
         verdict?;
     }
     drop(progress);
-    report.finish(&limits, None)
+    report.finish(on, None)
+}
+
+/// The GPU of that name, or the best.
+fn open_gpu(name: &str) -> Result<gpu::Place> {
+    let adapter = lowbit_gpu::Adapter::find(Some(name).filter(|name| !name.is_empty()))?;
+    gpu::Place::new(lowbit_gpu::Gpu::open(&adapter, false)?)
 }
 
 /// Figures of a build for debugging mislead.

@@ -10,6 +10,7 @@ use lowbit_llm::models::Logits;
 use lowbit_llm::sampling::Sampling;
 use lowbit_llm::{Checkpoint, Config, Model};
 
+use super::cases::On;
 use super::limits::{Limits, cold_bytes};
 use super::measure::Times;
 use super::record::{Measured, Record, Report};
@@ -70,7 +71,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
         report.add(record(op, &times, tokens, &loaded, &limits, max_error))?;
     }
     let is_small = loaded.model.bytes() < cold_bytes() as u64;
-    report.finish(&limits, is_small.then_some(SMALL))?;
+    report.finish(On::Cpu(&limits), is_small.then_some(SMALL))?;
     verdict(max_error, loaded.activations)
 }
 
@@ -143,7 +144,7 @@ fn record(
         rows: Some(tokens),
         dtype: loaded.activations.name(),
         device: loaded.place.kind,
-        isa: Cpu::best().isa().name(),
+        isa: Cpu::best().isa().name().to_owned(),
         threads: rayon::current_num_threads(),
         ms_min: 1e3 * times.min(),
         ms_median: 1e3 * median,

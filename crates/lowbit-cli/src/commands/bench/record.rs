@@ -5,7 +5,7 @@ use std::io::Write;
 use lowbit::{Cpu, DType};
 use serde::Serialize;
 
-use super::limits::Limits;
+use super::cases::On;
 use crate::commands::print_json;
 use crate::failure::Result;
 use crate::ui::{self, Align, Table};
@@ -22,8 +22,8 @@ pub struct Record {
     /// Of the activations, or of the unquantized weights.
     pub dtype: &'static str,
     pub device: &'static str,
-    /// The instruction set whose kernels ran.
-    pub isa: &'static str,
+    /// The instruction set whose kernels ran, or the adapter.
+    pub isa: String,
     pub threads: usize,
     pub ms_min: f64,
     pub ms_median: f64,
@@ -99,12 +99,23 @@ impl<'a> Report<'a> {
     }
 
     /// Writes the table, and what the floor is made of.
-    pub fn finish(self, limits: &Limits, note: Option<&str>) -> Result {
+    pub fn finish(self, on: On<'_>, note: Option<&str>) -> Result {
         if self.json {
             return Ok(());
         }
         self.table.print(self.out)?;
         let dim = ui::DIM;
+        let limits = match on {
+            On::Cpu(limits) => limits,
+            On::Gpu(place) => {
+                return Ok(writeln!(
+                    self.out,
+                    "\n{dim}{}. The floor is what {:.0} GB/s of reading, measured in this run, allows.{dim:#}",
+                    place.gpu.adapter().name(),
+                    1e-9 * place.bandwidth,
+                )?);
+            }
+        };
         writeln!(
             self.out,
             "\n{dim}{} threads, {}. The floor is what {:.1} GB/s of reading, and {:.0} GFLOP/s in f32\n\

@@ -1,0 +1,109 @@
+//! The same cases on a GPU: timed by its own clock, many calls in one submission, on weights that no
+//! cache holds.
+
+use lowbit::{Element, Format, QTensor, Weight};
+use lowbit_gpu::{Buffer, Gpu, GpuWeight, Queue, dequantize, linear, quantize};
+
+use super::measure::Times;
+use crate::failure::Result;
+
+/// Bytes to rotate through: several times the largest cache of a GPU.
+const COLD_BYTES: usize = 400_000_000;
+/// Calls of one submission at most.
+const CALLS: usize = 256;
+/// Seconds of one submission, about.
+const SUBMISSION: f64 = 0.02;
+
+/// A GPU and what its memory can do.
+pub struct Place {
+    pub gpu: Gpu,
+    /// Bytes a second.
+    pub bandwidth: f64,
+}
+
+impl Place {
+    pub fn new(gpu: Gpu) -> Result<Self> {
+        let bandwidth = lowbit_gpu::measure::read_bandwidth(&gpu)?;
+        Ok(Place { gpu, bandwidth })
+    }
+
+    /// Times `call(i)`, `i` below `items`, for about `seconds`. What it returns is kept until its
+    /// submission has run, so that no call waits for another's memory.
+    fn time<R>(
+        &self,
+        seconds: f32,
+        items: usize,
+        mut call: impl FnMut(usize) -> lowbit::Result<R>,
+    ) -> Result<Times> {
+        let mut turn = (0..items).cycle();
+        let mut submit = |calls: usize| {
+            self.gpu.timed(|| {
+                turn.by_ref().take(calls).map(&mut call).collect::<lowbit::Result<Vec<R>>>()
+            })
+        };
+        submit(1)?;
+        let (_, once) = submit(1)?;
+        let calls = ((SUBMISSION / once.max(1e-7)) as usize).clamp(1, CALLS);
+        let mut times = Times::default();
+        Times::rounds(seconds, || {
+            let (made, took) = submit(calls)?;
+            times.add(took / calls as f64, self.bandwidth);
+            drop(made);
+            Ok(())
+        })?;
+        Ok(times)
+    }
+
+    /// Copies of something, as many as no cache holds.
+    fn copies<T>(&self, bytes: usize, make: impl FnMut() -> lowbit::Result<T>) -> Result<Vec<T>> {
+        let count = COLD_BYTES.div_ceil(bytes.max(1)).clamp(2, CALLS);
+        Ok(std::iter::repeat_with(make).take(count).collect::<lowbit::Result<_>>()?)
+    }
+
+    pub fn linear<T: Element>(
+        &self,
+        q: &QTensor,
+        x: &[T],
+        rows: usize,
+        seconds: f32,
+    ) -> Result<(Times, Vec<T>)> {
+        let gpu = &self.gpu;
+        let weight = Weight::Quantized(q.clone());
+        let weights = self.copies(q.bytes(), || GpuWeight::upload(gpu, &weight))?;
+        let x = gpu.upload(bytemuck::cast_slice(x))?;
+        let product = |i: usize| linear(gpu, &x, rows, &weights[i], None, T::DTYPE);
+        let times = self.time(seconds, weights.len(), product)?;
+        let y = product(0)?;
+        Ok((times, self.read(&y, rows * q.rows())?))
+    }
+
+    pub fn dequantize<T: Element>(&self, q: &QTensor, seconds: f32) -> Result<(Times, Vec<T>)> {
+        let gpu = &self.gpu;
+        let weight = Weight::Quantized(q.clone());
+        let weights = self.copies(q.bytes(), || GpuWeight::upload(gpu, &weight))?;
+        let all = |i: usize| dequantize(gpu, &weights[i], T::DTYPE);
+        let times = self.time(seconds, weights.len(), all)?;
+        Ok((times, self.read(&all(0)?, q.numel())?))
+    }
+
+    pub fn quantize<T: Element>(
+        &self,
+        format: &'static Format,
+        w: &[T],
+        shape: &[usize],
+        block_size: Option<usize>,
+        seconds: f32,
+    ) -> Result<(Times, QTensor)> {
+        let gpu = &self.gpu;
+        let weights = self.copies(size_of_val(w), || gpu.upload(bytemuck::cast_slice(w)))?;
+        let codes = |i: usize| quantize(gpu, format, &weights[i], T::DTYPE, shape, block_size);
+        let times = self.time(seconds, weights.len(), codes)?;
+        let q = codes(0)?.read(gpu, &[])?;
+        Ok((times, q))
+    }
+
+    fn read<T: Element>(&self, buffer: &Buffer, len: usize) -> Result<Vec<T>> {
+        let bytes = self.gpu.read(buffer, (len * size_of::<T>()) as u64)?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
