@@ -21,7 +21,7 @@ impl Product {
     /// More groups than that only repeat what each does first.
     pub fn most_groups(self) -> u32 {
         match self {
-            Product::GemvPairs { .. } => env("MOST", 528),
+            Product::GemvPairs { .. } => env("LB_MOST", 528),
             _ => u32::MAX,
         }
     }
@@ -40,10 +40,10 @@ pub(crate) fn product(m: usize, _n: usize, _k: usize, kind: &Kind, limits: &Limi
         return Product::Gemm;
     }
     let batch = (m as u32).next_power_of_two();
-    let replicas = env("REPLICAS", (limits.workgroup_memory / 2048 / 2).clamp(1, 16));
-    let group = env("GROUP", 256).min(limits.threads);
-    if kind.is_nibble_table() && env("PAIRS", 1) == 1 && replicas >= 4 {
-        return Product::GemvPairs { rows: env("ROWS", 4), batch, group, replicas };
+    let replicas = env("LB_REPLICAS", (limits.workgroup_memory / 2048 / 2).clamp(1, 16));
+    let group = env("LB_GROUP", 256).min(limits.threads);
+    if kind.is_nibble_table() && env("LB_PAIRS", 1) == 1 && replicas >= 4 {
+        return Product::GemvPairs { rows: env("LB_ROWS", 4), batch, group, replicas };
     }
     Product::Gemv { rows: 2, batch }
 }

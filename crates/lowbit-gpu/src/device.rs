@@ -2,17 +2,16 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lowbit::device::{
-    Attention, CacheShape, Device, Fetch, KvCache, Rope, Tensor, check,
-};
+use lowbit::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor, check};
 use lowbit::{DType, DenseTensor, Error, Result, Weight};
 
-use crate::attention::{Heads, Layer, attention};
-use crate::embed::{Ids, embed};
+use crate::attention::{Heads, Layer};
+use crate::embed::Ids;
 use crate::numbers::{from_bytes, to_bytes};
-use crate::rope::{Turns, rope};
-use crate::weight::GpuWeight;
-use crate::{Queue, argmax, elementwise, product, rms_norm};
+use crate::rope::Turns;
+use crate::{
+    GpuWeight, Queue, add_rms_norm, argmax, attention, elementwise, embed, linear, rms_norm, rope,
+};
 
 /// Tables of sines and cosines that are kept: one for each model that runs at a time.
 const TABLES: usize = 4;
@@ -117,7 +116,7 @@ impl<Q: Queue> GpuDevice<Q> {
         let layers = cache.data.downcast_ref::<Vec<Layer<Q::Buffer>>>();
         let layer = layers.and_then(|l| l.get(layer)).ok_or_else(check::foreign_cache)?;
         let [q, k, v] = [self.numbers(OP, q)?, self.numbers(OP, k)?, self.numbers(OP, v)?];
-        let run = |turns| {
+        let run = |turns: Option<(&Q::Buffer, u32)>| {
             let heads = Heads { q, k, v, rows, turns };
             attention(&self.queue, self.activations, heads, layer, at, settings)
         };
@@ -230,7 +229,7 @@ impl<Q: Queue> Device for GpuDevice<Q> {
             }
         };
         let x = self.numbers(OP, x)?;
-        let y = product::linear(&self.queue, x, m, weight, bias, self.activations)?;
+        let y = linear(&self.queue, x, m, weight, bias, self.activations)?;
         Ok(self.tensor(vec![m, n], y))
     }
 
@@ -242,7 +241,7 @@ impl<Q: Queue> Device for GpuDevice<Q> {
         let (rows, cols) = x.rows_cols();
         let (x_numbers, len) = (self.numbers(OP, x)?, rows * cols);
         let dtype = self.activations;
-        let y = rms_norm::rms_norm(&self.queue, dtype, x_numbers, len, factors, length, eps)?;
+        let y = rms_norm(&self.queue, dtype, x_numbers, len, factors, length, eps)?;
         Ok(self.tensor(x.shape().to_vec(), y))
     }
 
@@ -260,7 +259,7 @@ impl<Q: Queue> Device for GpuDevice<Q> {
         check::runs(OP, a, length)?;
         let (rows, cols) = a.rows_cols();
         let sum = [self.numbers(OP, a)?, self.numbers(OP, b)?];
-        let (sum, y) = rms_norm::add_rms_norm(
+        let (sum, y) = add_rms_norm(
             &self.queue,
             self.activations,
             sum,
@@ -341,7 +340,7 @@ impl<Q: Queue> Device for GpuDevice<Q> {
     fn argmax(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, cols) = x.rows_cols();
         let numbers = self.numbers("argmax", x)?;
-        let buffer = argmax::argmax(&self.queue, self.activations, numbers, [rows, cols])?;
+        let buffer = argmax(&self.queue, self.activations, numbers, [rows, cols])?;
         Ok(Tensor::new(vec![rows], Numbers { buffer, dtype: DType::F32 }))
     }
 
