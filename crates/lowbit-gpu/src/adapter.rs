@@ -33,10 +33,8 @@ impl Adapter {
         desc.flags = wgpu::InstanceFlags::from_env_or_default();
         let instance = wgpu::Instance::new(desc);
         let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
-        let mut all: Vec<Adapter> = adapters
-            .into_iter()
-            .map(|inner| Adapter { info: inner.get_info(), inner })
-            .collect();
+        let mut all: Vec<Adapter> =
+            adapters.into_iter().map(|inner| Adapter { info: inner.get_info(), inner }).collect();
         all.sort_by_key(Adapter::kind);
         all
     }
@@ -138,7 +136,10 @@ impl Adapter {
     }
 
     /// Opens it.
-    pub(crate) fn open(&self, desc: &wgpu::DeviceDescriptor<'_>) -> Result<(wgpu::Device, wgpu::Queue)> {
+    pub(crate) fn open(
+        &self,
+        desc: &wgpu::DeviceDescriptor<'_>,
+    ) -> Result<(wgpu::Device, wgpu::Queue)> {
         pollster::block_on(self.inner.request_device(desc)).map_err(|e| Error::Device {
             op: "open",
             reason: format!("{} could not be opened: {e}", self.name()),

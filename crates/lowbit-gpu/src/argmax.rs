@@ -69,17 +69,16 @@ fn step<Q: Queue>(
 fn kernel(step: &Step) -> Kernel {
     let builder = Builder::new("argmax").types();
     let builder = match step {
-        Step::Whole(dtype) | Step::Parts(dtype) => builder
-            .activations("X", *dtype)
-            .bind("x", Access::Read, "array<X2>")
-            .at("x")
-            .text(
+        Step::Whole(dtype) | Step::Parts(dtype) => {
+            builder.activations("X", *dtype).bind("x", Access::Read, "array<X2>").at("x").text(
                 "fn candidate(row: u32, i: u32) -> vec2<u32> {\n    \
                  return vec2<u32>(key(x_at(row * p.cols + i), i), i);\n}",
-            ),
-        Step::Last => builder.tag("last").bind("x", Access::Read, "array<vec2<u32>>").text(
-            "fn candidate(row: u32, i: u32) -> vec2<u32> { return x[row * p.cols + i]; }",
-        ),
+            )
+        }
+        Step::Last => builder
+            .tag("last")
+            .bind("x", Access::Read, "array<vec2<u32>>")
+            .text("fn candidate(row: u32, i: u32) -> vec2<u32> { return x[row * p.cols + i]; }"),
     };
     let builder = match step {
         Step::Parts(_) => builder

@@ -259,15 +259,8 @@ impl<Q: Queue> Device for GpuDevice<Q> {
         check::runs(OP, a, length)?;
         let (rows, cols) = a.rows_cols();
         let sum = [self.numbers(OP, a)?, self.numbers(OP, b)?];
-        let (sum, y) = add_rms_norm(
-            &self.queue,
-            self.activations,
-            sum,
-            rows * cols,
-            factors,
-            length,
-            eps,
-        )?;
+        let (sum, y) =
+            add_rms_norm(&self.queue, self.activations, sum, rows * cols, factors, length, eps)?;
         let shape = a.shape().to_vec();
         Ok((self.tensor(shape.clone(), sum), self.tensor(shape, y)))
     }

@@ -430,12 +430,7 @@ impl Shared {
         Ok(pipeline)
     }
 
-    fn bind(
-        &self,
-        state: &mut State,
-        pipeline: &Pipeline,
-        buffers: &[&Buffer],
-    ) -> wgpu::BindGroup {
+    fn bind(&self, state: &mut State, pipeline: &Pipeline, buffers: &[&Buffer]) -> wgpu::BindGroup {
         let key = (pipeline.id, buffers.iter().map(|b| b.inner.id).collect::<Vec<_>>());
         if let Some(known) = state.groups.get(&key) {
             return known.clone();

@@ -17,7 +17,7 @@ pub fn read_bandwidth(gpu: &Gpu) -> Result<f64> {
     let kernel = Builder::new("read")
         .bind("data", Access::Read, "array<vec4<u32>>")
         .bind("y", Access::ReadWrite, "array<u32>")
-        .build(&["vectors"], "read", 256, include_str!("kernels/read.wgsl"));
+        .build(&["vectors"], "read_all", 256, include_str!("kernels/read.wgsl"));
     let (data, y) = (gpu.zeros(bytes)?, gpu.zeros(4)?);
     let mut best = f64::INFINITY;
     for groups in [1 << 10, 1 << 12, 1 << 14] {

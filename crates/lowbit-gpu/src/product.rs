@@ -2,14 +2,16 @@
 
 use lowbit::{DType, Result};
 
-use crate::elementwise;
 use crate::choose::{self, Product};
-use crate::kernel::{Access, Builder, Kernel};
+use crate::elementwise;
+use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("kernels/gemv_pairs.wgsl");
+const MATRIX: &str = include_str!("kernels/gemm_matrix.wgsl");
+const HALVES: &str = include_str!("kernels/halves.wgsl");
 const GEMV: &str = include_str!("kernels/gemv.wgsl");
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
 const DEQUANTIZE: &str = include_str!("kernels/dequantize.wgsl");
@@ -47,22 +49,36 @@ pub fn linear<Q: Queue>(
     }
     let output = output(dtype, m, n);
     let y = scratch(queue, output, m * n)?;
-    let product = choose::product(m, n, k, w.kind(), queue.limits());
+    let product = choose::product(m, k, w.kind(), dtype, queue.limits());
     let spec = Spec { kind: *w.kind(), dtype, output, bias: bias.is_some(), product };
     let kernel = KERNELS.get(spec, Spec::kernel);
+    // Matrix hardware wants half floats.
+    let halves = match product {
+        Product::Matrix { m: tile, .. } => Some(halves(queue, x, m, tile, k, dtype)?),
+        _ => None,
+    };
+    let inputs: Vec<&Q::Buffer> = match &halves {
+        Some([x, ups]) => vec![x, ups],
+        None => vec![x],
+    };
     for part in w.parts() {
         let rows = part.rows.len() as u32;
         let (_, widest) = queue.limits().subgroup;
         let groups = match product {
             Product::Gemv { rows: each, .. } | Product::GemvPairs { rows: each, .. } => {
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
-                let most = product.most_groups().min(queue.limits().groups);
-                [rows.div_ceil(per_group).min(most), 1, 1]
+                [rows.div_ceil(per_group).min(queue.limits().groups), 1, 1]
             }
-            Product::Gemm | Product::Transposed => [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1],
+            Product::Matrix { m: tile_m, n: tile_n, .. } => {
+                [rows.div_ceil(tile_n), count("linear", m)?.div_ceil(tile_m), 1]
+            }
+            Product::Gemm | Product::Transposed => {
+                [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1]
+            }
         };
         let params = part.params([m as u32, k as u32, 0, n as u32, part.rows.start as u32]);
-        let buffers: Vec<&Q::Buffer> = part.buffers().chain([x]).chain(bias).chain([&y]).collect();
+        let x = inputs.iter().copied();
+        let buffers: Vec<&Q::Buffer> = part.buffers().chain(x).chain(bias).chain([&y]).collect();
         queue.dispatch(&kernel, &buffers, &params, groups)?;
     }
     converted(queue, y, output, m * n, dtype)
@@ -123,8 +139,12 @@ pub fn dequantize<Q: Queue>(
     }
     static KERNELS: Memo<(Kind, Output)> = Memo::new();
     let kernel = KERNELS.get((*w.kind(), output), |(kind, output)| {
-        store(Builder::new("dequantize").types().weight(kind, false), *output)
-            .build(PARAMS, "dequantize", GROUP, DEQUANTIZE)
+        store(Builder::new("dequantize").types().weight(kind, false), *output).build(
+            PARAMS,
+            "dequantize",
+            GROUP,
+            DEQUANTIZE,
+        )
     });
     for part in w.parts() {
         let weights = part.rows.len() * k;
@@ -156,6 +176,7 @@ impl Spec {
         let (name, body, group) = match product {
             Product::Gemv { .. } => ("gemv", GEMV, 128),
             Product::GemvPairs { group, .. } => ("gemv_pairs", GEMV_PAIRS, group),
+            Product::Matrix { .. } => return self.matrix_kernel(),
             Product::Gemm => ("gemm", GEMM, GROUP),
             Product::Transposed => ("gemm_transposed", GEMM, GROUP),
         };
@@ -176,12 +197,109 @@ impl Spec {
                 .constant("REPLICAS", replicas)
                 .constant("PAIRS", 256 * replicas)
                 .subgroups(),
-            Product::Gemm => builder.flag("TRANSPOSED", false),
+            Product::Matrix { .. } | Product::Gemm => builder.flag("TRANSPOSED", false),
             Product::Transposed => builder.flag("TRANSPOSED", true),
         };
         let entry = if vectors { name } else { "gemm" };
         builder.build(PARAMS, entry, group, body)
     }
+
+    fn matrix_kernel(&self) -> Kernel {
+        let Spec { kind, dtype, output, bias, product } = *self;
+        let Product::Matrix { side, m, n, across } = product else {
+            return Builder::new("none").build(PARAMS, "none", 1, "");
+        };
+        let subgroups = GROUP / 32;
+        let down = subgroups / across;
+        let (rows, cols) = (m / down / side, n / across / side);
+        let builder = Builder::new("gemm_matrix").types().weight(&kind, false);
+        let builder = builder.activations("X", dtype).bind("x", Access::Read, "array<f16>").bind(
+            "ups",
+            Access::Read,
+            "array<f32>",
+        );
+        let body = unrolled(MATRIX, side, rows, cols);
+        store(with_bias(builder, bias), output)
+            .tag(format!("{side}x{m}x{n}x{across}"))
+            .constant("SIDE", side)
+            .constant("TILE_M", m)
+            .constant("TILE_N", n)
+            .constant("ACROSS", across)
+            .constant("DOWN_MATRICES", rows)
+            .constant("ACROSS_MATRICES", cols)
+            .constant("SUBGROUPS", subgroups)
+            .needs(Needs { f16: true, subgroups: true, matrix: Some(side) })
+            .build(PARAMS, "gemm_matrix", GROUP, &body)
+    }
+}
+
+/// The body with a variable for each of the `rows` x `cols` matrices of a subgroup: WGSL has no
+/// arrays of them.
+fn unrolled(body: &str, side: u32, rows: u32, cols: u32) -> String {
+    let mat = |ty: &str, role: &str| format!("coop_mat{side}x{side}<{ty}, {role}>");
+    let each = |f: &dyn Fn(u32, u32) -> String| -> String {
+        (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| f(r, c)).collect()
+    };
+    let c_type = mat("f32", "C");
+    let declare = each(&|r, c| format!("    var c_{r}_{c}: {c_type};\n"));
+    let load_a: String = (0..rows)
+        .map(|r| {
+            format!(
+                "            let a_{r} = coopLoadT<{}>(&x[at_x + {}u * p.k], stride_x);\n",
+                mat("f16", "A"),
+                r * side
+            )
+        })
+        .collect();
+    let load_b: String = (0..cols)
+        .map(|c| {
+            format!(
+                "            let b_{c} = coopLoad<{}>(&w_tile[at_w + {}u * STRIDE], stride_w);\n",
+                mat("f16", "B"),
+                c * side
+            )
+        })
+        .collect();
+    let multiply = each(&|r, c| {
+        format!("            c_{r}_{c} = coopMultiplyAdd(a_{r}, b_{c}, c_{r}_{c});\n")
+    });
+    let store = each(&|r, c| {
+        format!(
+            "    coopStoreT(c_{r}_{c}, &results[own], side);\n    workgroupBarrier();\n    \
+             put(first_m + {}u, first_n + own_n + {}u, own, lane, width);\n    workgroupBarrier();\n",
+            r * side,
+            c * side
+        )
+    });
+    body.replace("    //@ declare\n", &declare)
+        .replace("            //@ multiply\n", &format!("{load_a}{load_b}{multiply}"))
+        .replace("    //@ store\n", &store)
+}
+
+/// Rows of x as half floats, padded to whole tiles, and the power of two of each.
+fn halves<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    tile: u32,
+    k: usize,
+    dtype: DType,
+) -> Result<[Q::Buffer; 2]> {
+    static KERNELS: Memo<DType> = Memo::new();
+    let kernel = KERNELS.get(dtype, |dtype| {
+        Builder::new("halves")
+            .types()
+            .activations("X", *dtype)
+            .bind("x", Access::Read, "array<X2>")
+            .bind("halves_of_x", Access::ReadWrite, "array<u32>")
+            .bind("ups", Access::ReadWrite, "array<f32>")
+            .build(&["m", "k"], "halves", GROUP, HALVES)
+    });
+    let rows = m.next_multiple_of(tile as usize);
+    let out = [queue.scratch(2 * (rows * k) as u64)?, queue.scratch(4 * rows as u64)?];
+    let params = [count("linear", m)?, count("linear", k)?];
+    queue.dispatch(&kernel, &[x, &out[0], &out[1]], &params, [count("linear", rows)?, 1, 1])?;
+    Ok(out)
 }
 
 /// `with_bias`.

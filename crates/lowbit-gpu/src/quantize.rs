@@ -12,8 +12,7 @@ const ABSMAX: &str = include_str!("kernels/absmax.wgsl");
 const ENCODE: &str = include_str!("kernels/encode.wgsl");
 
 const GROUP: u32 = 256;
-const PARAMS: &[&str] =
-    &["n", "k", "block_size", "blocks_per_row", "blocks", "row_bytes", "words"];
+const PARAMS: &[&str] = &["n", "k", "block_size", "blocks_per_row", "blocks", "row_bytes", "words"];
 
 /// A tensor that was quantized on the GPU and is still there.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use lowbit::conformance::{Numbers, Subject};
 use lowbit::{DType, Format, QTensor, Result, Weight};
 
+use crate::numbers::{from_bytes, to_bytes};
 use crate::{GpuWeight, Queue, double_quantize, product, quantize};
 
 /// Any queue under test.
@@ -16,27 +17,12 @@ pub struct OnGpu<'a, Q> {
 
 impl<Q: Queue> OnGpu<'_, Q> {
     fn upload(&self, x: &Numbers) -> Result<Q::Buffer> {
-        let (bf16, f16) = (half::bf16::from_f32, half::f16::from_f32);
-        match x.dtype {
-            DType::F32 => self.queue.upload(bytemuck::cast_slice(&x.values)),
-            DType::F16 => self.queue.upload(bytemuck::cast_slice(
-                &x.values.iter().map(|v| f16(*v)).collect::<Vec<_>>(),
-            )),
-            DType::BF16 => self.queue.upload(bytemuck::cast_slice(
-                &x.values.iter().map(|v| bf16(*v)).collect::<Vec<_>>(),
-            )),
-        }
+        self.queue.upload(&to_bytes(&x.values, x.dtype))
     }
 
     fn read(&self, buffer: &Q::Buffer, dtype: DType, len: usize) -> Result<Numbers> {
         let bytes = self.queue.read(buffer, (len * dtype.size()) as u64)?;
-        let halves = || bytemuck::pod_collect_to_vec::<u8, u16>(&bytes);
-        let values = match dtype {
-            DType::F32 => bytemuck::pod_collect_to_vec(&bytes),
-            DType::F16 => halves().iter().map(|b| half::f16::from_bits(*b).to_f32()).collect(),
-            DType::BF16 => halves().iter().map(|b| half::bf16::from_bits(*b).to_f32()).collect(),
-        };
-        Ok(Numbers { dtype, values })
+        Ok(Numbers { dtype, values: from_bytes(&bytes, dtype) })
     }
 
     fn weight(&self, q: &QTensor) -> Result<GpuWeight<Q::Buffer>> {

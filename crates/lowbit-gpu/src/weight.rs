@@ -10,8 +10,23 @@ use crate::queue::{Queue, count};
 
 /// Parameters of every kernel that reads weights.
 pub(crate) const PARAMS: &[&str] = &[
-    "n", "k", "row_words", "row_vectors", "row_bytes", "block_size", "block_shift", "blocks_per_row",
-    "nested_size", "zero", "m", "row_x", "first_x", "row_y", "first_y",
+    "n",
+    "k",
+    "row_words",
+    "row_vectors",
+    "row_bytes",
+    "block_size",
+    "block_shift",
+    "blocks_per_row",
+    "nested_size",
+    "zero",
+    "down",
+    "up",
+    "m",
+    "row_x",
+    "first_x",
+    "row_y",
+    "first_y",
 ];
 
 const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
@@ -76,7 +91,7 @@ pub(crate) struct Part<B> {
     codes: B,
     /// Scales, nested absmax and map, means, codebook: those that the kind has, in this order.
     rest: Vec<B>,
-    layout: [u32; 10],
+    layout: [u32; 12],
 }
 
 impl<B: Clone> GpuWeight<B> {
@@ -106,6 +121,8 @@ impl<B: Clone> GpuWeight<B> {
             words: k % 4 == 0,
             vectors: aligned(128),
         };
+        let largest = dense.to_f32().iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        let [down, up] = powers(largest);
         let mut parts = Vec::new();
         for rows in split(n, row.max(1), queue.limits().binding)? {
             let layout = [
@@ -119,6 +136,8 @@ impl<B: Clone> GpuWeight<B> {
                 0,
                 1,
                 0,
+                down,
+                up,
             ];
             let codes = queue.upload(&dense.data()[rows.start * row..rows.end * row])?;
             parts.push(Part { rows, codes, rest: Vec::new(), layout });
@@ -168,7 +187,6 @@ impl<B: Clone> GpuWeight<B> {
             words: lies(32),
             vectors: lies(128),
         };
-        let whole = || vec![0..n];
         // A part begins with a byte and a block; flat runs may have to stay whole.
         let row_bytes = row_bits.div_ceil(8).max(1);
         let limit = queue.limits().binding;
@@ -181,7 +199,7 @@ impl<B: Clone> GpuWeight<B> {
             _ => true,
         };
         let ranges = match (fits, separable) {
-            (true, _) => whole(),
+            (true, _) => Vec::from([0..n]),
             (false, true) => split(n, row_bytes.max(4 * k.div_ceil(q.block_size())), limit)?,
             (false, false) => {
                 return Err(Error::argument(
@@ -192,6 +210,11 @@ impl<B: Clone> GpuWeight<B> {
                 ));
             }
         };
+        let value = q.codebook().iter().filter(|v| v.is_finite());
+        let value = value.fold(0.0f32, |most, v| most.max(v.abs())) * format.unit;
+        let scale = (0..q.scales().len()).map(|i| q.scales().get(i).abs());
+        let mean = q.means().unwrap_or_default().iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let [down, up] = powers(value * scale.fold(0.0, f32::max) + mean);
         let shared = SharedParts::upload(queue, q, kind.table)?;
         let mut parts = Vec::new();
         for rows in ranges {
@@ -220,6 +243,8 @@ impl<B: Clone> GpuWeight<B> {
                 count("upload", k.div_ceil(q.block_size()))?,
                 count("upload", nested_size)?,
                 0,
+                down,
+                up,
             ];
             let rest = shared.of(queue, q, from..to)?;
             parts.push(Part { rows, codes: queue.upload(&q.codes()[bytes])?, rest, layout });
@@ -246,6 +271,15 @@ impl<B: Clone> GpuWeight<B> {
     }
 }
 
+/// Bits of the power of two that brings `largest` to 1..2, and of its inverse; 1 where there is none.
+fn powers(largest: f32) -> [u32; 2] {
+    let exponent = largest.to_bits() >> 23;
+    if exponent == 0 || exponent >= 254 {
+        return [1f32.to_bits(); 2];
+    }
+    [(254 - exponent) << 23, exponent << 23]
+}
+
 /// Parts hold a multiple of so many rows, and so whole nested blocks.
 const PART_ROWS: usize = 256;
 
@@ -253,7 +287,7 @@ const PART_ROWS: usize = 256;
 fn split(n: usize, row_bytes: usize, limit: u64) -> Result<Vec<Range<usize>>> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes;
     if most >= n {
-        return Ok(vec![0..n]);
+        return Ok(Vec::from([0..n]));
     }
     let step = most / PART_ROWS * PART_ROWS;
     if step == 0 {
@@ -328,6 +362,11 @@ impl<B: Clone> SharedParts<B> {
 }
 
 impl Kind {
+    /// Whether kernels can read four weights at once.
+    pub fn words(&self) -> bool {
+        self.words
+    }
+
     /// Whether a code is four bits that stand for one weight of a table, without means.
     pub fn is_nibble_table(&self) -> bool {
         matches!(self.codes, Codes::Format(_, c) if c.bits == 4 && c.per_code == 1 && !c.has_mean)
@@ -481,7 +520,9 @@ fn dense_values(dense: Option<DType>, vectors: bool) -> String {
          fn four(v: vec2<u32>) -> vec4<f32> {{ return {four}; }}\n"
     );
     let body = match (dense.is_some(), vectors, short) {
-        (false, true, _) => "fn dense_quad(v: vec4<u32>, q: u32) -> vec4<f32> { return vec4<f32>(); }",
+        (false, true, _) => {
+            "fn dense_quad(v: vec4<u32>, q: u32) -> vec4<f32> { return vec4<f32>(); }"
+        }
         (true, true, false) => {
             "fn dense_quad(v: vec4<u32>, q: u32) -> vec4<f32> { return bitcast<vec4<f32>>(v); }"
         }
@@ -506,10 +547,8 @@ fn dense_values(dense: Option<DType>, vectors: bool) -> String {
     head + body
 }
 
-
 impl<B> std::fmt::Debug for GpuWeight<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "GpuWeight{:?} {:?}", self.shape, self.kind)
     }
 }
-

@@ -1,7 +1,7 @@
 // Reads a buffer once and does almost nothing with it: what the memory can do. data: vectors.
 
 @compute @workgroup_size(GROUP)
-fn read(
+fn read_all(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,

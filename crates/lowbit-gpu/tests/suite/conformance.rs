@@ -1,24 +1,11 @@
 use lowbit::conformance::{self, Size};
-use lowbit_gpu::{Adapter, Gpu, OnGpu};
+use lowbit_gpu::OnGpu;
 
-/// The adapter under test: the one that `LOWBIT_GPU` names, else any. `None` if the GPU tests are to
-/// be left out.
-fn adapter() -> Option<Adapter> {
-    if std::env::var_os("LOWBIT_SKIP_GPU").is_some_and(|v| v == "1") {
-        eprintln!("skipped: LOWBIT_SKIP_GPU=1");
-        return None;
-    }
-    let name = std::env::var("LOWBIT_GPU").unwrap_or_default();
-    match Adapter::find(Some(&name)) {
-        Ok(adapter) => Some(adapter),
-        Err(error) => panic!("{error}; or set LOWBIT_SKIP_GPU=1"),
-    }
-}
+use crate::gpu;
 
 fn run(size: Size, checked: bool) {
-    let Some(adapter) = adapter() else { return };
-    let gpu = Gpu::open(&adapter, checked).unwrap();
-    let report = conformance::run(&OnGpu { queue: &gpu, name: adapter.name() }, size);
+    let Some(gpu) = gpu(checked) else { return };
+    let report = conformance::run(&OnGpu { queue: &gpu, name: gpu.adapter().name() }, size);
     assert!(report.failures.is_empty(), "{report}");
     assert!(report.cases > 0);
 }
@@ -30,5 +17,6 @@ fn a_gpu_agrees_with_the_reference_with_checked_accesses() {
 
 #[test]
 fn a_gpu_agrees_with_the_reference() {
-    run(Size::Full, false);
+    let full = std::env::var_os("LOWBIT_FULL").is_some_and(|v| v == "1");
+    run(if full { Size::Full } else { Size::Pairs }, false);
 }

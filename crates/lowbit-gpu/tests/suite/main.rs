@@ -1,3 +1,23 @@
 //! Tests that need an adapter; on Debian `scripts/gpu-setup` brings a software one.
 
 mod conformance;
+mod device;
+
+use lowbit_gpu::{Adapter, Gpu};
+
+/// The GPU under test: the one that `LOWBIT_GPU` names, else any. `None` if the GPU tests are to be
+/// left out.
+fn gpu(checked: bool) -> Option<Gpu> {
+    if std::env::var_os("LOWBIT_SKIP_GPU").is_some_and(|v| v == "1") {
+        #[allow(clippy::print_stderr)]
+        {
+            eprintln!("skipped: LOWBIT_SKIP_GPU=1");
+        }
+        return None;
+    }
+    let name = std::env::var("LOWBIT_GPU").unwrap_or_default();
+    match Adapter::find(Some(&name)) {
+        Ok(adapter) => Some(Gpu::open(&adapter, checked).unwrap()),
+        Err(error) => panic!("{error}; or set LOWBIT_SKIP_GPU=1"),
+    }
+}
