@@ -121,7 +121,7 @@ impl<B: Clone> Quantized<B> {
                 let bytes = stored.chunks_exact(4).map(|word| word[0]);
                 Scales::E8M0(bytes.collect::<Vec<u8>>().into())
             }
-            _ => Scales::F32(bytemuck::pod_collect_to_vec(&stored)),
+            _ => Scales::F32(bytemuck::pod_collect_to_vec(&stored).into()),
         };
         QTensor::from_parts(Parts {
             format: self.format,

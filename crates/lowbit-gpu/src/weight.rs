@@ -199,7 +199,7 @@ impl<B: Clone> GpuWeight<B> {
             _ => true,
         };
         let ranges = match (fits, separable) {
-            (true, _) => Vec::from([0..n]),
+            (true, _) => std::iter::once(0..n).collect(),
             (false, true) => split(n, row_bytes.max(4 * k.div_ceil(q.block_size())), limit)?,
             (false, false) => {
                 return Err(Error::argument(
@@ -287,7 +287,7 @@ const PART_ROWS: usize = 256;
 fn split(n: usize, row_bytes: usize, limit: u64) -> Result<Vec<Range<usize>>> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes;
     if most >= n {
-        return Ok(Vec::from([0..n]));
+        return Ok(std::iter::once(0..n).collect());
     }
     let step = most / PART_ROWS * PART_ROWS;
     if step == 0 {

@@ -1,5 +1,5 @@
 // Attention of one position: appends its key and value to the cache, then attends to positions
-// `p.from ..= p.past`. A group of threads takes HEADS heads of queries that share a head of keys, over the
+// `p.start ..= p.past`. A group of threads takes HEADS heads of queries that share a head of keys, over the
 // part of the positions that group.y says; a team of eight lanes takes a position, UNROLL at a time.
 //
 // q: [KV_HEADS * SHARED, D], k, v: [KV_HEADS, D], keys, values: [KV_HEADS, capacity, STRIDE].
@@ -56,8 +56,8 @@ fn attention_decode(
     let first_head = kv_head * SHARED + (group.x % CHUNKS) * HEADS;
     let last_head = kv_head * SHARED + SHARED - 1u;
     let end = p.past + 1u;
-    let from = min(p.from + group.y * p.span, end);
-    let to = min(from + p.span, end);
+    let start = min(p.start + group.y * p.span, end);
+    let stop = min(start + p.span, end);
     let team = thread / TEAM;
     let lane = thread % TEAM;
 
@@ -67,7 +67,7 @@ fn attention_decode(
         queries[i] = bitcast<f32>(p.scale) * vec4<f32>(query(at, d), query(at, d + 2u));
     }
     // Groups that share a head of keys write the same numbers.
-    if (to == end) {
+    if (stop == end) {
         for (var c = thread; c < FOURS; c += GROUP) {
             append(0u, kv_head, c);
         }
@@ -82,7 +82,7 @@ fn attention_decode(
         most[h] = LEAST;
     }
     let row = kv_head * p.capacity;
-    for (var first = from; first < to; first += TEAMS * UNROLL) {
+    for (var first = start; first < stop; first += TEAMS * UNROLL) {
         var k: array<array<vec4<f32>, OWN>, UNROLL>;
         var v: array<array<vec4<f32>, OWN>, UNROLL>;
         for (var u = 0u; u < UNROLL; u++) {
@@ -90,13 +90,13 @@ fn attention_decode(
             let at = (row + position) * FOURS;
             for (var j = 0u; j < OWN; j++) {
                 let c = lane + j * TEAM;
-                if (position < to && c < FOURS) {
+                if (position < stop && c < FOURS) {
                     k[u][j] = x_unpack4(keys[at + c]);
                     v[u][j] = x_unpack4(values[at + c]);
                 }
             }
         }
-        let seen = first + team + TEAMS * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(to);
+        let seen = first + team + TEAMS * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(stop);
         for (var h = 0u; h < HEADS; h++) {
             var score: vec4<f32>;
             for (var j = 0u; j < OWN; j++) {

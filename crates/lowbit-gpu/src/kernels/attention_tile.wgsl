@@ -56,15 +56,15 @@ fn attention_tile(
     // What the tile sees: from the first that its first row sees to the last that its last row sees.
     let last = p.past + min(first_row + SIDE - 1u, last_row) / SHARED;
     let first = seen_from(p.past + first_row / SHARED);
-    let from = min(first + group.z * p.span, last + 1u);
-    let to = min(from + p.span, last + 1u);
+    let start = min(first + group.z * p.span, last + 1u);
+    let stop = min(start + p.span, last + 1u);
     let position = p.past + min(first_row + mine, vec2<u32>(last_row)) / SHARED;
     let seen = vec2<u32>(seen_from(position.x), seen_from(position.y));
 
     var most = vec2<f32>(LEAST);
     var sum: vec2<f32>;
     var y: array<array<vec4<f32>, SLABS>, 2>;
-    for (var base = from; base < to; base += SIDE) {
+    for (var base = start; base < stop; base += SIDE) {
         // Scores: left are queries, right are keys.
         var score: array<vec4<f32>, 2>;
         for (var slab = 0u; slab < SLABS; slab++) {
@@ -76,7 +76,7 @@ fn attention_tile(
                 left[at] = vec4<f32>(q_pair(head, 4u * c), q_pair(head, 4u * c + 2u));
                 right[at] = vec4<f32>();
                 if (c < FOURS) {
-                    right[at] = x_unpack4(keys[(kv_head * p.capacity + min(base + i / TEAM, to - 1u)) * FOURS + c]);
+                    right[at] = x_unpack4(keys[(kv_head * p.capacity + min(base + i / TEAM, stop - 1u)) * FOURS + c]);
                 }
             }
             workgroupBarrier();
@@ -96,7 +96,7 @@ fn attention_tile(
             score[r] *= bitcast<f32>(p.scale);
             for (var j = 0u; j < 4u; j++) {
                 let at = base + lane + j * TEAM;
-                if (at - seen[r] > position[r] - seen[r] || at >= to) {
+                if (at - seen[r] > position[r] - seen[r] || at >= stop) {
                     score[r][j] = LEAST;
                 }
             }
@@ -117,7 +117,7 @@ fn attention_tile(
             }
             for (var j = 0u; j < 4u; j++) {
                 let at = base + lane + j * TEAM;
-                let hidden = at - seen[r] > position[r] - seen[r] || at >= to;
+                let hidden = at - seen[r] > position[r] - seen[r] || at >= stop;
                 let weight = select(exp(score[r][j] - now), 0.0, hidden);
                 sum[r] += weight;
                 weights[mine[r] * (SIDE + 1u) + lane + j * TEAM] = weight;
@@ -130,7 +130,7 @@ fn attention_tile(
                 let c = slab * TEAM + i % TEAM;
                 let at = (i / TEAM) * PITCH + i % TEAM;
                 right[at] = vec4<f32>();
-                if (c < FOURS && base + i / TEAM < to) {
+                if (c < FOURS && base + i / TEAM < stop) {
                     right[at] = x_unpack4(values[(kv_head * p.capacity + base + i / TEAM) * FOURS + c]);
                 }
             }
