@@ -334,7 +334,12 @@ fn kernel(kind: &Kind) -> Kernel {
                 .at("v")
                 .text(CACHE)
                 .subgroups()
-                .build(&["past", "capacity", "turn", "start", "span", "scale"], entry, group, DECODE)
+                .build(
+                    &["past", "capacity", "turn", "start", "span", "scale"],
+                    entry,
+                    group,
+                    DECODE,
+                )
         }
         _ => give(cache(read(builder, "q"), Access::Read)).at("q").build(
             &["past", "capacity", "rows", "span", "scale", "window"],

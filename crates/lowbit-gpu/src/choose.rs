@@ -21,13 +21,32 @@ pub(crate) enum Product {
     Transposed,
 }
 
+impl Product {
+    /// Rows of activations that a dispatch takes, unless it takes all.
+    pub fn batch(self) -> Option<usize> {
+        match self {
+            Product::Gemv { batch, .. } | Product::GemvPairs { batch, .. } => Some(batch as usize),
+            _ => None,
+        }
+    }
+}
+
 /// Most rows of activations for a subgroup's sums.
-const MOST_ROWS: usize = 16;
+const MOST_BATCH: usize = 16;
+/// Most rows of activations that are multiplied by subgroups, several times over.
+const MOST_ROWS: usize = 64;
+/// Groups that a dispatch should have at least.
+const GROUPS: u32 = 128;
 /// Bytes of a table of pairs.
 const PAIRS: u32 = 256 * 8;
 
 /// The kernel for `x: [M, K]` of that type and `w: [N, K]`.
-pub(crate) fn product(m: usize, k: usize, kind: &Kind, dtype: DType, limits: &Limits) -> Product {
+pub(crate) fn product(
+    [m, n, k]: [usize; 3],
+    kind: &Kind,
+    dtype: DType,
+    limits: &Limits,
+) -> Product {
     if let Some(side) = limits.matrix
         && m > MOST_ROWS
         && limits.subgroup == (32, 32)
@@ -36,23 +55,26 @@ pub(crate) fn product(m: usize, k: usize, kind: &Kind, dtype: DType, limits: &Li
         && kind.words()
         && k % 32 == 0
     {
-        let (m, n, across) = match m {
-            0..=32 => (32, 64, 4),
-            33..=256 => (64, 64, 2),
-            _ => (128, 128, 4),
-        };
+        let (m, n, across) = if m <= 256 { (64, 64, 2) } else { (128, 128, 2) };
         return Product::Matrix { side, m, n, across };
     }
     if m > MOST_ROWS || !kind.vectors || !limits.subgroups {
         return Product::Gemm;
     }
-    let batch = (m as u32).next_power_of_two();
-    // As many tables as half of a group's memory holds: more than that leaves one group at a time.
-    let replicas = (limits.workgroup_memory / 2 / PAIRS).clamp(1, 16).next_power_of_two();
-    let replicas = if limits.workgroup_memory >= 48 << 10 { 16 } else { replicas };
-    if kind.is_nibble_table() && replicas >= 4 {
-        let group = limits.threads.min(512);
-        return Product::GemvPairs { rows: 4, batch, group, replicas };
+    let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
+    let room = limits.workgroup_memory;
+    if !kind.is_nibble_table() || room < 8 * PAIRS {
+        return Product::Gemv { rows: 2, batch };
     }
-    Product::Gemv { rows: 2, batch }
+    if batch >= 8 {
+        let (group, replicas) = (limits.threads.min(256), 8.min(room / PAIRS / 2).max(4));
+        return Product::GemvPairs { rows: 2, batch, group, replicas };
+    }
+    // Sixteen tables leave no two lanes on one bank; where memory is short, as many as half of it holds.
+    let replicas = if room >= 48 << 10 { 16 } else { 8.min(room / PAIRS / 2).max(4) };
+    let rows = if batch == 1 && n >= 8192 { 4 } else { 2 };
+    // Large groups share a table, but a large GPU has more than a hundred cores to fill.
+    let subgroups = (n as u32 / rows / GROUPS).next_power_of_two().clamp(4, 32);
+    let group = (subgroups * limits.subgroup.1).min(limits.threads);
+    Product::GemvPairs { rows, batch, group, replicas }
 }

@@ -20,6 +20,7 @@ mod queue;
 mod rms_norm;
 mod rope;
 mod subject;
+mod unroll;
 mod weight;
 
 pub use adapter::{Adapter, Kind};

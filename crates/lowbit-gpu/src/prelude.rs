@@ -21,7 +21,8 @@ impl Builder {
     /// `{prefix}_unpack4` and `{prefix}_pack` (in lower case): to f32 and, rounded, back.
     ///
     /// With prefix `X`: `X2`, `X4`, `fn x_unpack(v: X2) -> vec2<f32>`,
-    /// `fn x_unpack4(v: X4) -> vec4<f32>`, `fn x_pack(v: vec2<f32>) -> X2`.
+    /// `fn x_unpack4(v: X4) -> vec4<f32>`, `fn x_pack(v: vec2<f32>) -> X2`; and eight, `X8`, with the halves
+    /// `fn x_low(v: X8) -> vec4<f32>` and `x_high`.
     pub fn activations(self, prefix: &str, dtype: DType) -> Self {
         let low = prefix.to_lowercase();
         let (pair, four, unpack, pack) = match dtype {
@@ -43,13 +44,26 @@ impl Builder {
             DType::F32 => "v".to_owned(),
             _ => format!("vec4<f32>({low}_unpack(v.x), {low}_unpack(v.y))"),
         };
-        self.tag(dtype).text(&format!(
+        let eight = match dtype {
+            DType::F32 => format!(
+                "alias {prefix}8 = mat2x4<f32>;\n\
+                 fn {low}_low(v: {prefix}8) -> vec4<f32> {{ return v[0]; }}\n\
+                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return v[1]; }}"
+            ),
+            _ => format!(
+                "alias {prefix}8 = vec4<u32>;\n\
+                 fn {low}_low(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.xy); }}\n\
+                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.zw); }}"
+            ),
+        };
+        let this = self.tag(dtype).text(&format!(
             "alias {prefix}2 = {pair};\n\
              alias {prefix}4 = {four};\n\
              fn {low}_unpack(v: {prefix}2) -> vec2<f32> {{ return {unpack}; }}\n\
              fn {low}_unpack4(v: {prefix}4) -> vec4<f32> {{ return {unpack4}; }}\n\
              fn {low}_pack(v: vec2<f32>) -> {prefix}2 {{ return {pack}; }}"
-        ))
+        ));
+        this.text(&eight)
     }
 
     /// Subgroup operations.

@@ -7,6 +7,7 @@ use crate::elementwise;
 use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
+use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("kernels/gemv_pairs.wgsl");
@@ -49,7 +50,7 @@ pub fn linear<Q: Queue>(
     }
     let output = output(dtype, m, n);
     let y = scratch(queue, output, m * n)?;
-    let product = choose::product(m, k, w.kind(), dtype, queue.limits());
+    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
     let spec = Spec { kind: *w.kind(), dtype, output, bias: bias.is_some(), product };
     let kernel = KERNELS.get(spec, Spec::kernel);
     // Matrix hardware wants half floats.
@@ -76,10 +77,14 @@ pub fn linear<Q: Queue>(
                 [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1]
             }
         };
-        let params = part.params([m as u32, k as u32, 0, n as u32, part.rows.start as u32]);
         let x = inputs.iter().copied();
         let buffers: Vec<&Q::Buffer> = part.buffers().chain(x).chain(bias).chain([&y]).collect();
-        queue.dispatch(&kernel, &buffers, &params, groups)?;
+        // As many rows of activations at a time as a subgroup keeps sums for.
+        for first in (0..m).step_by(product.batch().unwrap_or(m)) {
+            let start = part.rows.start as u32;
+            let params = part.params([m as u32, k as u32, first as u32, n as u32, start]);
+            queue.dispatch(&kernel, &buffers, &params, groups)?;
+        }
     }
     converted(queue, y, output, m * n, dtype)
 }
@@ -180,8 +185,12 @@ impl Spec {
             Product::Gemm => ("gemm", GEMM, GROUP),
             Product::Transposed => ("gemm_transposed", GEMM, GROUP),
         };
-        let vectors = matches!(product, Product::Gemv { .. } | Product::GemvPairs { .. });
-        let x = if vectors { "array<X4>" } else { "array<X2>" };
+        let vectors = matches!(product, Product::Gemv { .. });
+        let x = match product {
+            Product::Gemv { .. } => "array<X4>",
+            Product::GemvPairs { .. } => "array<X8>",
+            _ => "array<X2>",
+        };
         let builder = Builder::new(name).types().weight(&kind, vectors).activations("X", dtype);
         let mut builder = store(with_bias(builder.bind("x", Access::Read, x), bias), output);
         builder = match product {
@@ -200,8 +209,16 @@ impl Spec {
             Product::Matrix { .. } | Product::Gemm => builder.flag("TRANSPOSED", false),
             Product::Transposed => builder.flag("TRANSPOSED", true),
         };
-        let entry = if vectors { name } else { "gemm" };
-        builder.build(PARAMS, entry, group, body)
+        let entry = if body == GEMM { "gemm" } else { name };
+        let body = match product {
+            Product::GemvPairs { rows, batch, .. } => {
+                // Rows 2 and 3, where a subgroup takes four.
+                let upper = if rows == 4 { batch } else { 0 };
+                unroll(body, &[("ROWS", rows), ("BATCH", batch), ("UPPER", upper)])
+            }
+            _ => body.to_owned(),
+        };
+        builder.build(PARAMS, entry, group, &body)
     }
 
     fn matrix_kernel(&self) -> Kernel {

@@ -53,7 +53,7 @@ fn gemv(
                 }
             }
             for (var b = 0u; b < BATCH; b++) {
-                let x_row = (min(b, p.m - 1u) * p.k + c * CHUNK) / 4u;
+                let x_row = (min(p.first_x + b, p.m - 1u) * p.k + c * CHUNK) / 4u;
                 var dots: array<f32, ROWS>;
                 var total = 0.0;
                 for (var q = 0u; q < QUADS; q++) {
@@ -81,8 +81,9 @@ fn gemv(
             for (var r = 0u; r < ROWS; r += 2u) {
                 let sum = vec2<f32>(subgroupAdd(sums[r][b]), subgroupAdd(sums[r + 1u][b]));
                 let row = first + r;
-                if (lane == 0u && b < p.m && row < p.n) {
-                    y_store(b * p.row_y + p.first_y + row, with_bias(sum, row), row + 1u < p.n);
+                let m = p.first_x + b;
+                if (lane == 0u && m < p.m && row < p.n) {
+                    y_store(m * p.row_y + p.first_y + row, with_bias(sum, row), row + 1u < p.n);
                 }
             }
         }

@@ -1,10 +1,26 @@
 // y = x wᵀ for a few rows of x and codes of four bits: a byte of codes is looked up at once, in a table
 // of pairs that lies in workgroup memory REPLICAS times, so that neighbouring lanes read other banks.
-// Each subgroup takes ROWS rows of w. w: [N, K] in vectors of 128 bits, each of which lies in one block.
+// Each subgroup takes ROWS rows of w, its lanes neighbouring words, so that the activations of eight
+// weights lie beside those of the next lane; the next words are on their way while some are multiplied.
+// w: [N, K] in words, each of which lies in one block.
 
 var<workgroup> pairs: array<vec2<f32>, PAIRS>;
 
-const CHUNK = 32u;
+// Products of eight weights with eight numbers.
+fn dot8(word: u32, low: vec4<f32>, high: vec4<f32>, replica: u32) -> f32 {
+    let w0 = pairs[(word & 255u) * REPLICAS + replica];
+    let w1 = pairs[((word >> 8u) & 255u) * REPLICAS + replica];
+    let w2 = pairs[((word >> 16u) & 255u) * REPLICAS + replica];
+    let w3 = pairs[(word >> 24u) * REPLICAS + replica];
+    var sum = w0.x * low.x;
+    sum = fma(w0.y, low.y, sum);
+    sum = fma(w1.x, low.z, sum);
+    sum = fma(w1.y, low.w, sum);
+    sum = fma(w2.x, high.x, sum);
+    sum = fma(w2.y, high.y, sum);
+    sum = fma(w3.x, high.z, sum);
+    return fma(w3.y, high.w, sum);
+}
 
 @compute @workgroup_size(GROUP)
 fn gemv_pairs(
@@ -16,6 +32,10 @@ fn gemv_pairs(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(num_subgroups) subgroups: u32,
 ) {
+    let replica = thread % REPLICAS;
+    let words = p.row_words;
+    let step = groups.x * subgroups * ROWS;
+    let start = (group.x * subgroups + subgroup) * ROWS;
     for (var i = thread; i < PAIRS; i += GROUP) {
         let byte = i / REPLICAS;
         let high = book[byte >> 4u];
@@ -23,62 +43,64 @@ fn gemv_pairs(
         pairs[i] = select(vec2<f32>(low, high), vec2<f32>(high, low), HIGH_FIRST);
     }
     workgroupBarrier();
-    let replica = thread % REPLICAS;
-    let chunks = p.k / CHUNK;
-    let step = groups.x * subgroups * ROWS;
-    for (var first = (group.x * subgroups + subgroup) * ROWS; first < p.n; first += step) {
-        var sums: array<array<f32, BATCH>, ROWS>;
-        for (var c = lane; c < chunks; c += width) {
-            var v: array<vec4<u32>, ROWS>;
-            var scales: array<f32, ROWS>;
-            for (var r = 0u; r < ROWS; r++) {
-                let row = min(first + r, p.n - 1u);
-                v[r] = codes[row * p.row_vectors + c];
-                scales[r] = scale_of(block_of(row, c * CHUNK)) * UNIT;
-            }
-            var dots: array<array<f32, BATCH>, ROWS>;
-            for (var j = 0u; j < 4u; j++) {
-                var x_low: array<vec4<f32>, BATCH>;
-                var x_high: array<vec4<f32>, BATCH>;
-                for (var b = 0u; b < BATCH; b++) {
-                    let at = (min(b, p.m - 1u) * p.k + c * CHUNK) / 4u + j * 2u;
-                    x_low[b] = x_unpack4(x[at]);
-                    x_high[b] = x_unpack4(x[at + 1u]);
-                }
-                for (var r = 0u; r < ROWS; r++) {
-                    let word = v[r][j];
-                    let w0 = pairs[(word & 255u) * REPLICAS + replica];
-                    let w1 = pairs[((word >> 8u) & 255u) * REPLICAS + replica];
-                    let w2 = pairs[((word >> 16u) & 255u) * REPLICAS + replica];
-                    let w3 = pairs[(word >> 24u) * REPLICAS + replica];
-                    for (var b = 0u; b < BATCH; b++) {
-                        var sum = dots[r][b];
-                        sum = fma(w0.x, x_low[b].x, sum);
-                        sum = fma(w0.y, x_low[b].y, sum);
-                        sum = fma(w1.x, x_low[b].z, sum);
-                        sum = fma(w1.y, x_low[b].w, sum);
-                        sum = fma(w2.x, x_high[b].x, sum);
-                        sum = fma(w2.y, x_high[b].y, sum);
-                        sum = fma(w3.x, x_high[b].z, sum);
-                        sum = fma(w3.y, x_high[b].w, sum);
-                        dots[r][b] = sum;
-                    }
-                }
-            }
-            for (var r = 0u; r < ROWS; r++) {
-                for (var b = 0u; b < BATCH; b++) {
-                    sums[r][b] = fma(dots[r][b], scales[r], sums[r][b]);
-                }
-            }
+    for (var first = start; first < p.n; first += step) {
+        //@ for r in ROWS
+        let row_$r = min(first + $ru, p.n - 1u);
+        let base_$r = row_$r * words;
+            //@ for j in 4
+        var word_$r_$j = codes[base_$r + min($ju * width + lane, words - 1u)];
+            //@ end
+            //@ for b in BATCH
+        var sum_$r_$b = 0.0;
+            //@ end
+        //@ end
+        //@ for b in BATCH
+        let x_$b = min(p.first_x + $bu, p.m - 1u) * words;
+        //@ end
+        for (var c = lane; c < words; c += 4u * width) {
+            //@ for j in 4
+            let at_$j = min(c + $ju * width, words - 1u);
+            let ahead_$j = min(c + ($ju + 4u) * width, words - 1u);
+                //@ for r in ROWS
+            let next_$r_$j = codes[base_$r + ahead_$j];
+            let scale_$r_$j = select(0.0, scale_of(block_of(row_$r, at_$j * 8u)), c + $ju * width < words);
+                //@ end
+            //@ end
+            //@ for j in 4
+                //@ for b in BATCH
+            let x_$j_$b = x[x_$b + at_$j];
+            let low_$j_$b = x_low(x_$j_$b);
+            let high_$j_$b = x_high(x_$j_$b);
+                    //@ for r in ROWS
+            sum_$r_$b = fma(dot8(word_$r_$j, low_$j_$b, high_$j_$b, replica), scale_$r_$j, sum_$r_$b);
+                    //@ end
+                //@ end
+                //@ for r in ROWS
+            word_$r_$j = next_$r_$j;
+                //@ end
+            //@ end
         }
-        for (var b = 0u; b < BATCH; b++) {
-            for (var r = 0u; r < ROWS; r += 2u) {
-                let sum = vec2<f32>(subgroupAdd(sums[r][b]), subgroupAdd(sums[r + 1u][b]));
-                let row = first + r;
-                if (lane == 0u && b < p.m && row < p.n) {
-                    y_store(b * p.row_y + p.first_y + row, with_bias(sum, row), row + 1u < p.n);
-                }
-            }
+        //@ for b in BATCH
+            //@ for r in ROWS
+        let total_$r_$b = subgroupAdd(sum_$r_$b) * UNIT;
+            //@ end
+        //@ end
+        if (lane == 0u) {
+            //@ for b in BATCH
+            put(first, 0u, $bu, vec2<f32>(total_0_$b, total_1_$b));
+            //@ end
+            //@ for b in UPPER
+            put(first, 2u, $bu, vec2<f32>(total_2_$b, total_3_$b));
+            //@ end
         }
+    }
+}
+
+// Results of rows first + r and the next, for row first_x + b of x.
+fn put(first: u32, r: u32, b: u32, sum: vec2<f32>) {
+    let row = first + r;
+    let m = p.first_x + b;
+    if (m < p.m && row < p.n) {
+        y_store(m * p.row_y + p.first_y + row, with_bias(sum, row), row + 1u < p.n);
     }
 }

@@ -10,7 +10,7 @@ use crate::failure::Result;
 /// Bytes to rotate through: several times the largest cache of a GPU.
 const COLD_BYTES: usize = 400_000_000;
 /// Calls of one submission at most.
-const CALLS: usize = 256;
+const CALLS: usize = 64;
 /// Seconds of one submission, about.
 const SUBMISSION: f64 = 0.02;
 
@@ -19,16 +19,18 @@ pub struct Place {
     pub gpu: Gpu,
     /// Bytes a second.
     pub bandwidth: f64,
+    /// Whether each call waits for the one before it, as in a model.
+    pub serial: bool,
 }
 
 impl Place {
-    pub fn new(gpu: Gpu) -> Result<Self> {
+    pub fn new(gpu: Gpu, serial: bool) -> Result<Self> {
         let bandwidth = lowbit_gpu::measure::read_bandwidth(&gpu)?;
-        Ok(Place { gpu, bandwidth })
+        Ok(Place { gpu, bandwidth, serial })
     }
 
-    /// Times `call(i)`, `i` below `items`, for about `seconds`. What it returns is kept until its
-    /// submission has run, so that no call waits for another's memory.
+    /// Times `call(i)`, `i` below `items`, for about `seconds`. Unless `serial`, what it returns is kept
+    /// until its submission has run, so that no call waits for another's memory.
     fn time<R>(
         &self,
         seconds: f32,
@@ -38,7 +40,14 @@ impl Place {
         let mut turn = (0..items).cycle();
         let mut submit = |calls: usize| {
             self.gpu.timed(|| {
-                turn.by_ref().take(calls).map(&mut call).collect::<lowbit::Result<Vec<R>>>()
+                let mut kept = Vec::new();
+                for item in turn.by_ref().take(calls) {
+                    let made = call(item)?;
+                    if !self.serial {
+                        kept.push(made);
+                    }
+                }
+                Ok(kept)
             })
         };
         submit(1)?;

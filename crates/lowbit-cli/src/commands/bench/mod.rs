@@ -92,6 +92,9 @@ struct Options {
     /// Measure on a GPU, the best or the one whose name contains this
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     gpu: Option<String>,
+    /// On a GPU: let each call wait for the one before it, as in a model
+    #[arg(long, requires = "gpu")]
+    serial: bool,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -127,7 +130,7 @@ fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -
     warn_of_debug_build()?;
     let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
-    let gpu = options.gpu.as_deref().map(open_gpu).transpose()?;
+    let gpu = options.gpu.as_deref().map(|name| open_gpu(name, options.serial)).transpose()?;
     let limits = if gpu.is_none() { Some(Limits::measure()) } else { None };
     let on = match (&gpu, &limits) {
         (Some(place), _) => On::Gpu(place),
@@ -146,9 +149,9 @@ fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -
 }
 
 /// The GPU of that name, or the best.
-fn open_gpu(name: &str) -> Result<gpu::Place> {
+fn open_gpu(name: &str, serial: bool) -> Result<gpu::Place> {
     let adapter = lowbit_gpu::Adapter::find(Some(name).filter(|name| !name.is_empty()))?;
-    gpu::Place::new(lowbit_gpu::Gpu::open(&adapter, false)?)
+    gpu::Place::new(lowbit_gpu::Gpu::open(&adapter, false)?, serial)
 }
 
 /// Figures of a build for debugging mislead.
