@@ -156,7 +156,8 @@ pub fn dequantize<Q: Queue>(
         count("dequantize", weights)?;
         let first = count("dequantize", part.rows.start * k)?;
         let params = part.params([0, 0, 0, 0, first]);
-        let groups = cover(weights.div_ceil(2) as u64, GROUP, queue.limits());
+        let each = if w.kind().words() { 4 } else { 2 };
+        let groups = cover(weights.div_ceil(each) as u64, GROUP, queue.limits());
         let buffers: Vec<&Q::Buffer> = part.buffers().chain([&y]).collect();
         queue.dispatch(&kernel, &buffers, &params, groups)?;
     }

@@ -5,10 +5,12 @@ use lowbit::format::{Encoder, Layout, Packing, ScaleKind};
 use lowbit::{DType, Error, Format, Geometry, Parts, QTensor, Result, Scales, formats};
 
 use crate::kernel::{Access, Builder, Kernel};
+use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 
 const DIVIDE: &str = include_str!("kernels/divide.wgsl");
 const ABSMAX: &str = include_str!("kernels/absmax.wgsl");
+const NONE_BAD: &str = include_str!("kernels/none_bad.wgsl");
 const ENCODE: &str = include_str!("kernels/encode.wgsl");
 
 const GROUP: u32 = 256;
@@ -28,11 +30,87 @@ pub struct Quantized<B> {
     bad: B,
 }
 
-/// Queues the quantization of `w`, row-major of that shape, in pairs of that type.
+/// A format's thresholds and codes on the GPU, ready to quantize any number of tensors.
+#[derive(Debug)]
+pub struct Quantizer<B> {
+    format: &'static Format,
+    encoder: &'static Encoder,
+    ups: B,
+    ranked: B,
+}
+
+impl<B: Clone> Quantizer<B> {
+    /// Uploads what the format needs.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a format that the GPU cannot quantize; and as [`Queue::upload`].
+    pub fn new<Q: Queue<Buffer = B>>(queue: &Q, format: &'static Format) -> Result<Self> {
+        let encoder = encoder(format)?;
+        let ranked: Vec<u32> = encoder.codes.iter().map(|c| u32::from(*c)).collect();
+        let ups = queue.upload(bytemuck::cast_slice(encoder.ups))?;
+        let ranked = queue.upload(bytemuck::cast_slice(&ranked))?;
+        Ok(Quantizer { format, encoder, ups, ranked })
+    }
+
+    /// Queues the quantization of `w`, row-major of that shape, in pairs of that type.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a shape or block size that the format cannot have; and as
+    /// [`Queue::dispatch`].
+    pub fn quantize<Q: Queue<Buffer = B>>(
+        &self,
+        queue: &Q,
+        w: &B,
+        dtype: DType,
+        shape: &[usize],
+        block_size: Option<usize>,
+    ) -> Result<Quantized<B>> {
+        const OP: &str = "quantize";
+        let format = self.format;
+        let g = Geometry::new(format, shape, block_size)?;
+        count(OP, g.n.saturating_mul(g.k))?;
+        let codes = queue.scratch((g.code_bytes.next_multiple_of(4)) as u64)?;
+        let scales = queue.scratch(4 * g.blocks as u64)?;
+        let factors = queue.scratch(4 * g.blocks as u64)?;
+        let bad = queue.scratch(4)?;
+        static CLEAR: Memo<()> = Memo::new();
+        let clear = CLEAR.get((), |()| {
+            let builder = Builder::new("none_bad").bind("bad", Access::ReadWrite, "array<u32>");
+            builder.build(&["none"], "none_bad", 1, NONE_BAD)
+        });
+        queue.dispatch(&clear, &[&bad], &[u32::MAX], [1, 1, 1])?;
+        let words = count(OP, g.code_bytes.div_ceil(4))?;
+        let params = [
+            g.n as u32,
+            g.k as u32,
+            count(OP, g.block_size)?,
+            g.k.div_ceil(g.block_size) as u32,
+            count(OP, g.blocks)?,
+            g.row_bytes.unwrap_or(0) as u32,
+            words,
+        ];
+        static ABSMAX_KERNELS: Memo<(&str, DType)> = Memo::new();
+        static ENCODE_KERNELS: Memo<(&str, DType)> = Memo::new();
+        let key = (format.name, dtype);
+        if g.blocks > 0 {
+            let groups = cover(g.blocks as u64, GROUP / 32, queue.limits());
+            let kernel = ABSMAX_KERNELS.get(key, |_| absmax_kernel(format, dtype));
+            queue.dispatch(&kernel, &[w, &scales, &factors, &bad], &params, groups)?;
+        }
+        if words > 0 {
+            let groups = cover(words.into(), GROUP, queue.limits());
+            let kernel = ENCODE_KERNELS.get(key, |_| encode_kernel(format, self.encoder, dtype));
+            let buffers = [w, &scales, &factors, &self.ups, &self.ranked, &codes];
+            queue.dispatch(&kernel, &buffers, &params, groups)?;
+        }
+        Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
+    }
+}
+
+/// Queues the quantization of one tensor: see [`Quantizer::quantize`].
 ///
 /// # Errors
-/// [`Error::Argument`] for a shape or block size that the format cannot have, or a format that the
-/// GPU cannot quantize; and as [`Queue::dispatch`].
+/// As [`Quantizer::new`] and [`Quantizer::quantize`].
 pub fn quantize<Q: Queue>(
     queue: &Q,
     format: &'static Format,
@@ -41,39 +119,7 @@ pub fn quantize<Q: Queue>(
     shape: &[usize],
     block_size: Option<usize>,
 ) -> Result<Quantized<Q::Buffer>> {
-    const OP: &str = "quantize";
-    let g = Geometry::new(format, shape, block_size)?;
-    let encoder = encoder(format)?;
-    count(OP, g.n.saturating_mul(g.k))?;
-    let codes = queue.scratch((g.code_bytes.next_multiple_of(4)) as u64)?;
-    let scales = queue.scratch(4 * g.blocks as u64)?;
-    let factors = queue.scratch(4 * g.blocks as u64)?;
-    let bad = queue.upload(&u32::MAX.to_le_bytes())?;
-    let words = count(OP, g.code_bytes.div_ceil(4))?;
-    let params = [
-        g.n as u32,
-        g.k as u32,
-        count(OP, g.block_size)?,
-        g.k.div_ceil(g.block_size) as u32,
-        count(OP, g.blocks)?,
-        g.row_bytes.unwrap_or(0) as u32,
-        words,
-    ];
-    if g.blocks > 0 {
-        let groups = cover(g.blocks as u64, GROUP / 32, queue.limits());
-        let kernel = absmax_kernel(format, dtype);
-        queue.dispatch(&kernel, &[w, &scales, &factors, &bad], &params, groups)?;
-    }
-    if words > 0 {
-        let ups = queue.upload(bytemuck::cast_slice(encoder.ups))?;
-        let ranked: Vec<u32> = encoder.codes.iter().map(|c| u32::from(*c)).collect();
-        let ranked = queue.upload(bytemuck::cast_slice(&ranked))?;
-        let groups = cover(words.into(), GROUP, queue.limits());
-        let kernel = encode_kernel(format, encoder, dtype);
-        let buffers = [w, &scales, &factors, &ups, &ranked, &codes];
-        queue.dispatch(&kernel, &buffers, &params, groups)?;
-    }
-    Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
+    Quantizer::new(queue, format)?.quantize(queue, w, dtype, shape, block_size)
 }
 
 /// Double quantization of f32 scales: signed dynamic map, blocks of 256, their mean taken off.

@@ -69,3 +69,18 @@ fn weights4(row: u32, col: u32) -> vec4<f32> {
     }
     return w;
 }
+
+// The same, rounded as the reference rounds.
+fn exact4(row: u32, col: u32) -> vec4<f32> {
+    if (DENSE) {
+        return dense4(row * p.k + col);
+    }
+    let bit = col * BITS;
+    let word = codes[row * p.row_words + (bit >> 5u)];
+    let block = block_of(row, col);
+    var w: vec4<f32>;
+    for (var i = 0u; i < 4u; i++) {
+        w[i] = finish(value_at((word >> code_shift(bit + i * BITS)) & MASK, 0u), block);
+    }
+    return w;
+}

@@ -2,7 +2,7 @@
 //! cache holds.
 
 use lowbit::{Element, Format, QTensor, Weight};
-use lowbit_gpu::{Buffer, Gpu, GpuWeight, Queue, dequantize, linear, quantize};
+use lowbit_gpu::{Buffer, Gpu, GpuWeight, Quantizer, Queue, dequantize, linear};
 
 use super::measure::Times;
 use crate::failure::Result;
@@ -105,7 +105,8 @@ impl Place {
     ) -> Result<(Times, QTensor)> {
         let gpu = &self.gpu;
         let weights = self.copies(size_of_val(w), || gpu.upload(bytemuck::cast_slice(w)))?;
-        let codes = |i: usize| quantize(gpu, format, &weights[i], T::DTYPE, shape, block_size);
+        let quantizer = Quantizer::new(gpu, format)?;
+        let codes = |i: usize| quantizer.quantize(gpu, &weights[i], T::DTYPE, shape, block_size);
         let times = self.time(seconds, weights.len(), codes)?;
         let q = codes(0)?.read(gpu, &[])?;
         Ok((times, q))
