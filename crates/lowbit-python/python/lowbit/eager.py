@@ -34,6 +34,9 @@ except AttributeError:
 def linear(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
     """`torch.ops.lowbit.linear`, by the shortest way."""
     if torch.compiler.is_compiling() or not _is_plain(x):
+        device = weight.codes.device
+        if x.device != device:
+            raise ValueError(f"x: expected it on {device}, as the weight, got it on {x.device}")
         return ops.linear(x, bias, *weight)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _Linear.apply(x, bias, weight)

@@ -75,19 +75,19 @@ def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 
 
 def multiply(x: Tensor, bias: Tensor | None, w: PackedWeight) -> Tensor:
-    """`lowbit::linear`, for those who call it past torch's dispatcher."""
+    """`lowbit::linear`, for those who call it past torch's dispatcher, with an `x` on the CPU."""
     _follow_torch()
     x = x.contiguous()
     dtype = _dtype(x, "x")
     n, _ = _matrix(w)
-    y = x.new_empty((*x.shape[:-1], n))
+    y = x.new_empty((x.shape[0], n) if x.dim() == 2 else (*x.shape[:-1], n))
     bias_region = None
     if bias is not None:
         bias = bias.contiguous()
         if bias.dtype is not x.dtype:
             raise TypeError(f"bias: expected the dtype of x, {x.dtype}, got {bias.dtype}")
         bias_region = _region(bias, "bias")
-    _native.linear(w.format, _weight(w), dtype, _region(x, "x"), bias_region, _fresh(y))
+    _native.linear(w.format, _weight(w), dtype, _fresh(x), bias_region, _fresh(y))
     return y
 
 
@@ -171,7 +171,7 @@ def _matrix(w: PackedWeight) -> Sequence[int]:
 
 
 def _fresh(t: Tensor) -> _native.Region:
-    """`_region` of a tensor that was made here."""
+    """`_region` of a tensor that is known to be contiguous and on the CPU."""
     return t.data_ptr(), t.numel()
 
 

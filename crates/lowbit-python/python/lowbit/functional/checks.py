@@ -54,10 +54,8 @@ def check_state(name: str, state: Any) -> None:
         raise TypeError(f"{name}: expected a QuantState, got {type(state).__name__}")
 
 
-def check_activations(x: Tensor, shape: torch.Size, device: torch.device) -> None:
-    """`[.., K]` for a weight of shape `[N, K]` on that device."""
-    if x.device != device:
-        raise ValueError(f"x: expected it on {device}, where the weight is, got it on {x.device}")
+def check_activations(x: Tensor, shape: torch.Size) -> None:
+    """`[.., K]` for a weight of shape `[N, K]`."""
     if len(shape) != 2:
         raise ValueError(f"state.shape: expected [N, K], got {list(shape)}")
     if x.dim() == 0 or x.shape[-1] != shape[1]:

@@ -128,7 +128,7 @@ def linear(x: Tensor, codes: Tensor, state: QuantState, bias: Tensor | None = No
     check_state("state", state)
     check_floats("x", x)
     codes = check_tensor("codes", codes)
-    check_activations(x, state.shape, codes.device)
+    check_activations(x, state.shape)
     check_bias(bias, state.shape[0], x.dtype)
     return eager.linear(x, bias, state.weight(codes))
 
