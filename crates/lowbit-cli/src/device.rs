@@ -1,29 +1,87 @@
 //! The device that runs a model: the only place that knows which there are.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use clap::ValueEnum;
 use lowbit::device::Device;
 use lowbit::{Cpu, CpuDevice, DType};
+use lowbit_gpu::{Adapter, Gpu, GpuDevice, Kind};
 
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 
-/// Where a model runs.
+/// Where to run.
 #[derive(Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Where to run
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    /// Where to run: auto, cpu, gpu, or gpu:NAME for the one whose name contains NAME
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = choice)]
     device: Choice,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Choice {
-    /// The fastest there is
+    /// The fastest there is.
     Auto,
-    /// The processor
+    /// The processor.
     Cpu,
-    /// The graphics card
-    Gpu,
+    /// The best GPU, or the best of those whose name contains this.
+    Gpu(Option<String>),
+}
+
+fn choice(text: &str) -> std::result::Result<Choice, String> {
+    match text.split_once(':') {
+        None if text == "auto" => Ok(Choice::Auto),
+        None if text == "cpu" => Ok(Choice::Cpu),
+        None if text == "gpu" => Ok(Choice::Gpu(None)),
+        Some(("gpu", name)) if !name.is_empty() => Ok(Choice::Gpu(Some(name.into()))),
+        _ => Err("expected auto, cpu, gpu or gpu:NAME; lowbit devices lists them".into()),
+    }
+}
+
+/// A device that was chosen, and is open.
+pub enum Chosen {
+    Cpu,
+    Gpu(Gpu),
+}
+
+impl DeviceArgs {
+    /// Opens the device that was asked for.
+    pub fn choose(&self) -> Result<Chosen> {
+        match &self.device {
+            Choice::Cpu => Ok(Chosen::Cpu),
+            Choice::Gpu(name) => Ok(Chosen::Gpu(Gpu::open(&Adapter::find(name.as_deref())?, false)?)),
+            Choice::Auto => match best(&Adapter::all()).map(|adapter| Gpu::open(adapter, false)) {
+                None => Ok(Chosen::Cpu),
+                Some(Ok(gpu)) => Ok(Chosen::Gpu(gpu)),
+                Some(Err(error)) => {
+                    writeln!(anstream::stderr(), "note: using the CPU: {error}")?;
+                    Ok(Chosen::Cpu)
+                }
+            },
+        }
+    }
+
+    /// The device, for activations of that type.
+    pub fn open(&self, activations: DType) -> Result<Place> {
+        Ok(match self.choose()? {
+            Chosen::Cpu => {
+                let device = Arc::new(CpuDevice::new(Cpu::best(), activations));
+                Place { kind: "cpu", device, gpu: None }
+            }
+            Chosen::Gpu(gpu) => {
+                let adapter = gpu.adapter();
+                let name = format!("{} ({})", adapter.name(), adapter.backend());
+                let device = Arc::new(GpuDevice::new(gpu.clone(), name, activations));
+                Place { kind: "gpu", device, gpu: Some(gpu) }
+            }
+        })
+    }
+}
+
+/// What `auto` takes of these, which are sorted: no software, for the CPU is faster, and nothing
+/// that does not say what it is.
+pub fn best(adapters: &[Adapter]) -> Option<&Adapter> {
+    let known = |a: &&Adapter| matches!(a.kind(), Kind::Metal | Kind::Discrete | Kind::Integrated);
+    adapters.iter().find(known)
 }
 
 /// An open device.
@@ -32,19 +90,22 @@ pub struct Place {
     /// What `--device` calls it.
     pub kind: &'static str,
     pub device: Arc<dyn Device>,
+    /// The GPU, where it is one.
+    pub gpu: Option<Gpu>,
 }
 
-impl DeviceArgs {
-    /// The device, for activations of that type.
-    pub fn open(&self, activations: DType) -> Result<Place> {
-        match self.device {
-            Choice::Auto | Choice::Cpu => {
-                let device = Arc::new(CpuDevice::new(Cpu::best(), activations));
-                Ok(Place { kind: "cpu", device })
-            }
-            Choice::Gpu => Err(Failure::failed(
-                "--device gpu: this build of lowbit has no GPU support; use --device cpu",
-            )),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        assert_eq!(choice("auto"), Ok(Choice::Auto));
+        assert_eq!(choice("cpu"), Ok(Choice::Cpu));
+        assert_eq!(choice("gpu"), Ok(Choice::Gpu(None)));
+        assert_eq!(choice("gpu:Apple M2: x"), Ok(Choice::Gpu(Some("Apple M2: x".into()))));
+        for bad in ["", "gpu:", "cpu:x", "GPU", "metal"] {
+            assert!(choice(bad).is_err(), "{bad}");
         }
     }
 }

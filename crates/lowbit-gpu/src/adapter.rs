@@ -2,6 +2,8 @@
 
 use lowbit::{Error, Result};
 
+use crate::queue::Limits;
+
 /// A GPU as the system describes it.
 #[derive(Debug, Clone)]
 pub struct Adapter {
@@ -22,6 +24,19 @@ pub enum Kind {
     Other,
     /// A program that runs on the processor.
     Software,
+}
+
+impl Kind {
+    /// In a word or two.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Metal => "Apple",
+            Kind::Discrete => "card",
+            Kind::Integrated => "integrated",
+            Kind::Other => "other",
+            Kind::Software => "software",
+        }
+    }
 }
 
 impl Adapter {
@@ -102,14 +117,29 @@ impl Adapter {
         }
     }
 
-    /// Smallest and largest number of threads of a subgroup.
-    pub fn subgroup(&self) -> (u32, u32) {
-        (self.info.subgroup_min_size, self.info.subgroup_max_size)
+    /// What kernels may use of it.
+    pub fn limits(&self) -> Limits {
+        let limits = self.wgpu_limits();
+        let has = |feature| self.features().contains(feature);
+        Limits {
+            subgroup: (self.info.subgroup_min_size, self.info.subgroup_max_size),
+            f16: has(wgpu::Features::SHADER_F16),
+            subgroups: has(wgpu::Features::SUBGROUP),
+            matrix: self.matrix(),
+            binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            threads: limits.max_compute_invocations_per_workgroup,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            groups: limits.max_compute_workgroups_per_dimension,
+        }
     }
 
-    /// Its features.
+    /// The features that kernels use, where it has them.
     pub(crate) fn features(&self) -> wgpu::Features {
-        self.inner.features()
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        self.inner.features() & wanted
     }
 
     /// Its limits.
@@ -118,7 +148,7 @@ impl Adapter {
     }
 
     /// Side of its square cooperative matrices of f16 with sums in f32.
-    pub(crate) fn matrix(&self) -> Option<u32> {
+    fn matrix(&self) -> Option<u32> {
         if !self.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lowbit::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor, check};
+use lowbit::device::{Attention, CacheShape, Device, Fetch, KvCache, Rope, Tensor, check};
 use lowbit::{DType, DenseTensor, Error, Result, Weight};
 
 use crate::attention::{Heads, Layer};
@@ -338,6 +338,10 @@ impl<Q: Queue> Device for GpuDevice<Q> {
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        self.fetch(x)?()
+    }
+
+    fn fetch(&self, x: &Tensor) -> Result<Fetch> {
         const OP: &str = "read";
         let len: usize = x.shape().iter().product();
         let (buffer, dtype) = match x.get::<Vector<Q::Buffer>>(OP) {
@@ -347,7 +351,8 @@ impl<Q: Queue> Device for GpuDevice<Q> {
                 (&numbers.buffer, numbers.dtype)
             }
         };
-        Ok(from_bytes(&self.queue.read(buffer, (len * dtype.size()) as u64)?, dtype))
+        let bytes = self.queue.fetch(buffer, (len * dtype.size()) as u64)?;
+        Ok(Box::new(move || Ok(from_bytes(&bytes()?, dtype))))
     }
 
     fn queues(&self) -> bool {

@@ -11,7 +11,7 @@ use lowbit::{Error, Result};
 
 use crate::adapter::Adapter;
 use crate::kernel::{Access, Kernel};
-use crate::queue::{Limits, Queue};
+use crate::queue::{Fetch, Limits, Queue};
 
 /// Dispatches of one submission at most.
 const BATCH: usize = 1024;
@@ -19,6 +19,10 @@ const BATCH: usize = 1024;
 const PARAMS: u64 = 256;
 /// Bytes of dropped buffers that are kept.
 const KEPT: u64 = 256 << 20;
+/// Bytes that wait to be copied to the GPU at most.
+const WRITTEN: u64 = 64 << 20;
+/// Bytes of a staging buffer that is kept for the next read.
+const STAGING: u64 = 4096;
 const OP: &str = "gpu";
 
 /// An open GPU. Cloning shares it.
@@ -52,6 +56,8 @@ struct State {
     params: Vec<u8>,
     pool: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
     pooled: u64,
+    written: u64,
+    staging: Vec<wgpu::Buffer>,
     buffers: u64,
     timed: bool,
     groups: HashMap<(u64, Vec<u64>), wgpu::BindGroup>,
@@ -86,15 +92,28 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(gpu) = self.gpu.upgrade() {
-            let mut state = lock(&gpu.state);
-            if state.pooled + self.size <= KEPT {
-                state.pooled += self.size;
-                let entry = (self.id, self.buffer.clone());
-                state.pool.entry(self.size).or_default().push(entry);
-            } else {
-                let id = self.id;
-                state.groups.retain(|(_, ids), _| !ids.contains(&id));
-            }
+            lock(&gpu.state).keep(self.size, (self.id, self.buffer.clone()));
+        }
+    }
+}
+
+impl State {
+    /// Takes a dropped buffer into the pool. A full pool is emptied, as it may be full of sizes that
+    /// nobody asks for any more.
+    fn keep(&mut self, size: u64, buffer: (u64, wgpu::Buffer)) {
+        let mut gone = Vec::new();
+        if self.pooled + size > KEPT {
+            gone = self.pool.drain().flat_map(|(_, buffers)| buffers).map(|(id, _)| id).collect();
+            self.pooled = 0;
+        }
+        if size <= KEPT {
+            self.pooled += size;
+            self.pool.entry(size).or_default().push(buffer);
+        } else {
+            gone.push(buffer.0);
+        }
+        if !gone.is_empty() {
+            self.groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
         }
     }
 }
@@ -110,12 +129,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] if it cannot be opened.
     pub fn open(adapter: &Adapter, checked: bool) -> Result<Self> {
-        let wanted = wgpu::Features::SUBGROUP
-            | wgpu::Features::SHADER_F16
-            | wgpu::Features::TIMESTAMP_QUERY
-            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        let features = adapter.features() & wanted;
-        let limits = adapter.wgpu_limits();
+        let features = adapter.features();
         let matrices = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
         let experimental_features = if matrices {
             // SAFETY: the only experimental feature is cooperative matrices, whose kernels load and
@@ -127,7 +141,7 @@ impl Gpu {
         let (device, queue) = adapter.open(&wgpu::DeviceDescriptor {
             label: Some("lowbit"),
             required_features: features,
-            required_limits: limits.clone(),
+            required_limits: adapter.wgpu_limits(),
             experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,
@@ -153,18 +167,8 @@ impl Gpu {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let has = |feature| features.contains(feature);
-        let limits = Limits {
-            subgroup: adapter.subgroup(),
-            f16: has(wgpu::Features::SHADER_F16),
-            subgroups: has(wgpu::Features::SUBGROUP),
-            matrix: adapter.matrix(),
-            binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
-            threads: limits.max_compute_invocations_per_workgroup,
-            workgroup_memory: limits.max_compute_workgroup_storage_size,
-            groups: limits.max_compute_workgroups_per_dimension,
-        };
-        let clock = has(wgpu::Features::TIMESTAMP_QUERY).then(|| Clock {
+        let limits = adapter.limits();
+        let clock = features.contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Clock {
             queries: device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("clock"),
                 ty: wgpu::QueryType::Timestamp,
@@ -193,8 +197,8 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] if it failed.
     pub fn wait(&self) -> Result<()> {
-        self.shared.flush(&mut lock(&self.shared.state), None)?;
-        self.shared.poll()
+        let submission = self.shared.flush(&mut lock(&self.shared.state), None)?;
+        self.shared.poll(submission)
     }
 
     /// Seconds that the GPU takes for what `work` queues, which should be less than a thousand
@@ -224,25 +228,48 @@ impl Gpu {
         Ok((out, ticks[1].wrapping_sub(ticks[0]) as f64 * period))
     }
 
-    /// Waits for what is queued; the first bytes of a buffer, a multiple of 4.
-    fn copy_out(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
-        let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("staging"),
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let copy = Some((buffer, &staging, size));
-        self.shared.flush(&mut lock(&self.shared.state), copy)?;
-        let slice = staging.slice(..);
-        slice.map_async(wgpu::MapMode::Read, |_| {});
-        self.shared.poll()?;
-        let view = slice.get_mapped_range().map_err(|e| Error::Device {
+    /// Waits for what is queued; the first bytes of a buffer.
+    fn copy_out(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
+        self.copy_later(buffer, bytes)?()
+    }
+
+    /// Queues a copy of the first bytes of a buffer, and runs what is queued; what is returned waits
+    /// for the copy.
+    fn copy_later(
+        &self,
+        buffer: &wgpu::Buffer,
+        bytes: u64,
+    ) -> Result<impl FnOnce() -> Result<Vec<u8>> + Send + use<>> {
+        let shared = self.shared.clone();
+        let size = bytes.next_multiple_of(4).max(4);
+        let mut state = lock(&shared.state);
+        let staging = match state.staging.pop() {
+            Some(staging) if size <= STAGING => staging,
+            _ => shared.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("staging"),
+                size: size.max(STAGING),
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }),
+        };
+        let submission = shared.flush(&mut state, Some((buffer, &staging, size)))?;
+        drop(state);
+        let failed = |reason: String| Error::Device {
             op: "read",
-            reason: e.to_string(),
+            reason,
             help: "try again, or use the CPU".into(),
-        })?;
-        Ok(view.to_vec())
+        };
+        staging.slice(..size).map_async(wgpu::MapMode::Read, |_| {});
+        Ok(move || {
+            shared.poll(submission)?;
+            let view = staging.slice(..size).get_mapped_range();
+            let content = view.map_err(|e| failed(e.to_string()))?[..bytes as usize].to_vec();
+            if staging.size() == STAGING {
+                staging.unmap();
+                lock(&shared.state).staging.push(staging);
+            }
+            Ok(content)
+        })
     }
 
     /// A buffer with whatever was left in it.
@@ -307,8 +334,9 @@ impl Shared {
         }
     }
 
-    fn poll(&self) -> Result<()> {
-        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+    /// Waits for a submission, or for all.
+    fn poll(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
         self.check()?;
         polled.map(|_| ()).map_err(|e| Error::Device {
             op: OP,
@@ -322,9 +350,9 @@ impl Shared {
         &self,
         state: &mut State,
         copy: Option<(&wgpu::Buffer, &wgpu::Buffer, u64)>,
-    ) -> Result<()> {
+    ) -> Result<Option<wgpu::SubmissionIndex>> {
         if state.commands.is_empty() && copy.is_none() {
-            return self.check();
+            return self.check().map(|()| None);
         }
         if !state.params.is_empty() {
             self.queue.write_buffer(&self.params, 0, &state.params);
@@ -354,10 +382,10 @@ impl Shared {
         if let Some((from, to, bytes)) = copy {
             encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes);
         }
-        self.queue.submit([encoder.finish()]);
+        let submission = self.queue.submit([encoder.finish()]);
         state.commands.clear();
         state.params.clear();
-        self.check()
+        self.check().map(|()| Some(submission))
     }
 
     fn pipeline(&self, state: &mut State, kernel: &Kernel) -> Result<Arc<Pipeline>> {
@@ -479,12 +507,23 @@ impl Queue for Gpu {
     }
 
     fn upload(&self, content: &[u8]) -> Result<Buffer> {
-        let (buffer, _) = self.allocate(content.len() as u64)?;
-        // What is queued may still read what this buffer held before.
-        self.shared.flush(&mut lock(&self.shared.state), None)?;
+        let (buffer, fresh) = self.allocate(content.len() as u64)?;
+        let mut state = lock(&self.shared.state);
+        if !fresh {
+            // What is queued may still read what this buffer held before.
+            self.shared.flush(&mut state, None)?;
+        }
         let (queue, target) = (&self.shared.queue, &buffer.inner.buffer);
         let whole = content.len() / 4 * 4;
-        queue.write_buffer(target, 0, &content[..whole]);
+        for (i, part) in content[..whole].chunks(WRITTEN as usize).enumerate() {
+            queue.write_buffer(target, i as u64 * WRITTEN, part);
+            state.written += part.len() as u64;
+            if state.written >= WRITTEN {
+                // Else the whole model would wait in memory.
+                state.written = 0;
+                self.shared.poll(Some(queue.submit([])))?;
+            }
+        }
         let mut rest = vec![0; (buffer.inner.size as usize - whole).min(16)];
         rest[..content.len() - whole].copy_from_slice(&content[whole..]);
         queue.write_buffer(target, whole as u64, &rest);
@@ -521,9 +560,11 @@ impl Queue for Gpu {
     }
 
     fn read(&self, buffer: &Buffer, bytes: u64) -> Result<Vec<u8>> {
-        let mut content = self.copy_out(&buffer.inner.buffer, bytes.next_multiple_of(4).max(4))?;
-        content.truncate(bytes as usize);
-        Ok(content)
+        self.copy_out(&buffer.inner.buffer, bytes)
+    }
+
+    fn fetch(&self, buffer: &Buffer, bytes: u64) -> Result<Fetch> {
+        Ok(Box::new(self.copy_later(&buffer.inner.buffer, bytes)?))
     }
 }
 

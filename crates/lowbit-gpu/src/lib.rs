@@ -33,7 +33,7 @@ pub use gpu::{Buffer, Gpu};
 pub use kernel::{Access, Binding, Kernel, Needs};
 pub use product::{dequantize, linear, linear_transposed};
 pub use quantize::{Quantized, Quantizer, double_quantize, quantize};
-pub use queue::{Limits, Queue};
+pub use queue::{Fetch, Limits, Queue};
 pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{Turns, rope};
 pub use subject::OnGpu;

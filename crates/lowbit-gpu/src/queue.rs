@@ -51,7 +51,19 @@ pub trait Queue: Send + Sync {
     /// # Errors
     /// As [`zeros`](Queue::zeros).
     fn read(&self, buffer: &Self::Buffer, bytes: u64) -> Result<Vec<u8>>;
+
+    /// [`read`](Queue::read), later: what is queued after this call need not be waited for.
+    ///
+    /// # Errors
+    /// As [`zeros`](Queue::zeros).
+    fn fetch(&self, buffer: &Self::Buffer, bytes: u64) -> Result<Fetch> {
+        let content = self.read(buffer, bytes)?;
+        Ok(Box::new(move || Ok(content)))
+    }
 }
+
+/// Bytes on their way from a GPU: waits for them.
+pub type Fetch = Box<dyn FnOnce() -> Result<Vec<u8>> + Send>;
 
 /// What an adapter has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

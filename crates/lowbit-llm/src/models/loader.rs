@@ -1,5 +1,7 @@
-//! From a checkpoint to a device: every tensor is checked against the shape that `config.json`
-//! promises before anything runs on it.
+//! From a checkpoint or another source to a device: every tensor is checked against the shape that
+//! `config.json` promises before anything runs on it.
+
+use std::path::Path;
 
 use lowbit::device::{Device, Tensor};
 use lowbit::{DenseTensor, Weight};
@@ -7,9 +9,45 @@ use lowbit::{DenseTensor, Weight};
 use super::layers::{Linear, Norm};
 use crate::{Checkpoint, Error, Result};
 
-/// Moves tensors of a checkpoint to a device, and counts them.
+/// Where the weights of a model come from, under their names in a checkpoint.
+pub trait Source {
+    /// What a person would call it.
+    fn name(&self) -> &Path;
+
+    /// Stored bytes of all weights.
+    fn bytes(&self) -> u64;
+
+    /// Stored bytes and number of the weights of that name, if there are any.
+    fn size(&self, name: &str) -> Option<(u64, u64)>;
+
+    /// The weight of that name, which the model expects to have that shape.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is none.
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight>;
+}
+
+impl Source for Checkpoint {
+    fn name(&self) -> &Path {
+        self.path()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entries().iter().map(|entry| entry.bytes).sum()
+    }
+
+    fn size(&self, name: &str) -> Option<(u64, u64)> {
+        self.entry(name).map(|entry| (entry.bytes, entry.numel()))
+    }
+
+    fn weight(&self, name: &str, _: &[usize]) -> Result<Weight> {
+        Checkpoint::weight(self, name)
+    }
+}
+
+/// Moves the weights of a source to a device, and counts them.
 pub(crate) struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn Source,
     device: &'a dyn Device,
     eps: f32,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -23,13 +61,13 @@ pub(crate) struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// `progress` is called with bytes done and in total; norms use `eps`.
     pub fn new(
-        checkpoint: &'a Checkpoint,
+        source: &'a dyn Source,
         device: &'a dyn Device,
         eps: f32,
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
-        let total_bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
-        Loader { checkpoint, device, eps, progress, total_bytes, bytes: 0, weights: 0 }
+        let total_bytes = source.bytes();
+        Loader { source, device, eps, progress, total_bytes, bytes: 0, weights: 0 }
     }
 
     /// Matrix `name.weight: [N, K]` and, if asked for, vector `name.bias: [N]`.
@@ -38,7 +76,7 @@ impl<'a> Loader<'a> {
     /// [`Error::Tensor`] for one that is missing, has another shape, or is not expected.
     pub fn linear(&mut self, name: &str, [n, k]: [usize; 2], bias: bool) -> Result<Linear> {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
-        if !bias && self.checkpoint.entry(&bias_name).is_some() {
+        if !bias && self.source.size(&bias_name).is_some() {
             return Err(self.refuse(
                 &bias_name,
                 "none, as config.json asks for no bias",
@@ -80,7 +118,7 @@ impl<'a> Loader<'a> {
     }
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        let weight = self.checkpoint.weight(name)?;
+        let weight = self.source.weight(name, shape)?;
         if weight.shape() != shape {
             return Err(self.refuse(name, &format!("{shape:?}"), &format!("{:?}", weight.shape())));
         }
@@ -89,9 +127,9 @@ impl<'a> Loader<'a> {
 
     fn upload(&mut self, name: &str, weight: Weight) -> Result<Tensor> {
         let tensor = self.device.upload(&weight)?;
-        if let Some(entry) = self.checkpoint.entry(name) {
-            self.bytes += entry.bytes;
-            self.weights += entry.numel();
+        if let Some((bytes, weights)) = self.source.size(name) {
+            self.bytes += bytes;
+            self.weights += weights;
         }
         (self.progress)(self.bytes, self.total_bytes);
         Ok(tensor)
@@ -99,6 +137,6 @@ impl<'a> Loader<'a> {
 
     fn refuse(&self, name: &str, expected: &str, got: &str) -> Error {
         let help = "config.json and the weights belong to different models";
-        Error::tensor(self.checkpoint.path(), name, expected, got, help)
+        Error::tensor(self.source.name(), name, expected, got, help)
     }
 }

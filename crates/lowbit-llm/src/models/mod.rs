@@ -18,6 +18,7 @@ use lowbit::device::{CacheShape, Device, KvCache, Tensor};
 pub use layers::Tap;
 use layers::{Block, Linear, Norm, Pass, Stream};
 use loader::Loader;
+pub use loader::Source;
 
 use crate::config::Config;
 use crate::fields::Fields;
@@ -121,8 +122,20 @@ impl Model {
             let help = "pass a model directory; a bare safetensors file does not say how to run it";
             Error::file(checkpoint.path(), "a model with its config.json", "none", help)
         })?;
-        let config = Config::parse(json)?;
-        let mut from = Loader::new(checkpoint, &*device, config.rms_norm_eps, progress);
+        Self::from_source(Config::parse(json)?, checkpoint, device, progress)
+    }
+
+    /// [`load`](Self::load) for weights from anywhere.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a tensor that is missing or of another shape, and the device's own.
+    pub fn from_source(
+        config: Config,
+        source: &dyn Source,
+        device: Arc<dyn Device>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let mut from = Loader::new(source, &*device, config.rms_norm_eps, progress);
         let [vocabulary, hidden] = [config.vocab_size, config.hidden_size];
         const EMBEDDING: &str = "model.embed_tokens.weight";
         let embed_tokens = from.tensor(EMBEDDING, &[vocabulary, hidden])?;
