@@ -63,15 +63,12 @@ impl DeviceArgs {
     /// The device, for activations of that type.
     pub fn open(&self, activations: DType) -> Result<Place> {
         Ok(match self.choose()? {
-            Chosen::Cpu => {
-                let device = Arc::new(CpuDevice::new(Cpu::best(), activations));
-                Place { kind: "cpu", device, gpu: None }
-            }
+            Chosen::Cpu => Place::cpu(activations),
             Chosen::Gpu(gpu) => {
                 let adapter = gpu.adapter();
                 let name = format!("{} ({})", adapter.name(), adapter.backend());
                 let device = Arc::new(GpuDevice::new(gpu.clone(), name, activations));
-                Place { kind: "gpu", device, gpu: Some(gpu) }
+                Place { device, gpu: Some(gpu) }
             }
         })
     }
@@ -87,11 +84,22 @@ pub fn best(adapters: &[Adapter]) -> Option<&Adapter> {
 /// An open device.
 #[derive(Clone)]
 pub struct Place {
-    /// What `--device` calls it.
-    pub kind: &'static str,
     pub device: Arc<dyn Device>,
     /// The GPU, where it is one.
     pub gpu: Option<Gpu>,
+}
+
+impl Place {
+    /// The processor.
+    pub fn cpu(activations: DType) -> Self {
+        let device = Arc::new(CpuDevice::new(Cpu::best(), activations));
+        Place { device, gpu: None }
+    }
+
+    /// What was chosen.
+    pub fn chosen(&self) -> Chosen {
+        self.gpu.clone().map_or(Chosen::Cpu, Chosen::Gpu)
+    }
 }
 
 #[cfg(test)]

@@ -34,6 +34,16 @@ impl Failure {
         Failure::Usage(message.into())
     }
 
+    /// What it says, on one line.
+    pub fn message(&self) -> String {
+        match self {
+            Failure::Usage(message) | Failure::Failed(message) => one_line(message),
+            Failure::Interrupted => "interrupted".into(),
+            Failure::Closed => "the output was closed".into(),
+            Failure::Clap(text) => one_line(&text.to_string()),
+        }
+    }
+
     /// Says it, and gives the exit status.
     pub fn report(self) -> ExitCode {
         match self {

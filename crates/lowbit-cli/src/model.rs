@@ -31,13 +31,18 @@ impl RunArgs {
     /// with 16-bit activations, any other with f32.
     pub fn open(&self, path: &Path) -> Result<Loaded> {
         let checkpoint = Checkpoint::open(path)?;
-        let config = checkpoint.config().map(Config::parse).transpose()?;
-        let activations = config.and_then(|config| config.dtype).unwrap_or(DType::F32);
+        let activations = activations(&checkpoint)?;
         let place = self.device(activations)?;
         let model = load(&checkpoint, &place)?;
         let directory = checkpoint.directory().unwrap_or(path).to_owned();
         Ok(Loaded { model, place, activations, directory, checkpoint })
     }
+}
+
+/// What activations of a checkpoint are computed in.
+pub fn activations(checkpoint: &Checkpoint) -> Result<DType> {
+    let config = checkpoint.config().map(Config::parse).transpose()?;
+    Ok(config.and_then(|config| config.dtype).unwrap_or(DType::F32))
 }
 
 /// Where the tokenizer is.

@@ -36,7 +36,7 @@ enum Device {
 }
 
 #[derive(Serialize)]
-struct Processor {
+pub struct Processor {
     /// What `--device` takes.
     device: &'static str,
     name: String,
@@ -50,7 +50,7 @@ struct Processor {
 }
 
 #[derive(Serialize)]
-struct Graphics {
+pub struct Graphics {
     /// What `--device` takes.
     device: String,
     name: String,
@@ -142,7 +142,8 @@ fn starred(device: &str, auto: bool) -> String {
     format!("{device}{}", if auto { " *" } else { "" })
 }
 
-fn processor(auto: bool) -> Processor {
+/// What is known of the processor.
+pub fn processor(auto: bool) -> Processor {
     let memory = machine::memory();
     Processor {
         device: "cpu",
@@ -155,7 +156,8 @@ fn processor(auto: bool) -> Processor {
     }
 }
 
-fn graphics(adapter: &Adapter, auto: bool) -> Graphics {
+/// What is known of an adapter.
+pub fn graphics(adapter: &Adapter, auto: bool) -> Graphics {
     let limits = adapter.limits();
     let name = ui::printable(&adapter.name());
     Graphics {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod check;
 mod completions;
 mod convert;
 mod demo;
@@ -42,6 +43,7 @@ enum Command {
     Bench(bench::Args),
     Formats(formats::Args),
     Devices(devices::Args),
+    Check(check::Args),
     Completions(completions::Args),
 }
 
@@ -65,6 +67,7 @@ impl Cli {
             Command::Bench(args) => bench::run(&args, out),
             Command::Formats(args) => formats::run(&args, out),
             Command::Devices(args) => devices::run(&args, out),
+            Command::Check(args) => check::run(&args, out),
             Command::Completions(args) => completions::run(&args, out),
         }
     }

@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 
 use lowbit::formats;
 
-use crate::support::{Run, command, finish, lowbit, root};
+use crate::support::{Run, command, finish, lowbit, root, temp, text};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "demo",
     "quantize",
     "dequantize",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 11] = [
     "bench",
     "formats",
     "devices",
+    "check",
     "completions",
 ];
 
@@ -115,6 +116,21 @@ fn the_readme_has_the_table_of_formats() {
 }
 
 #[test]
+fn check_writes_what_it_found() {
+    let directory = temp();
+    let path = directory.path().join("check.json");
+    let arguments = ["check", "--device", "cpu", "--seconds", "0.01", "--output", &text(&path)];
+    let said = lowbit(&arguments).succeeds();
+    assert!(said.contains("as they should be"), "{said}");
+    let file = std::fs::read(&path).expect("the file");
+    let found: serde_json::Value = serde_json::from_slice(&file).expect("JSON");
+    assert!(found["cases"].as_u64() > Some(1000), "{found}");
+    assert_eq!(found["failures"], serde_json::json!([]));
+    assert_eq!(found["measured"].as_array().map(Vec::len), Some(8));
+    lowbit(&["check", "--device", "cpu", "--output", "/none/such"]).fails(1, &["/none/such"]);
+}
+
+#[test]
 fn devices_tells_of_the_processor() {
     let devices = lowbit(&["devices", "--json"]).json();
     let cpu = &devices[0];
@@ -123,6 +139,9 @@ fn devices_tells_of_the_processor() {
     assert_eq!(sets.last().expect("one"), "portable");
     assert!(cpu["threads"].as_u64() > Some(0) && cpu["memory_bytes"].as_u64() > Some(1 << 20));
     assert!(lowbit(&["devices"]).succeeds().contains("portable"));
+    let all = devices.as_array().expect("a list");
+    assert_eq!(all.iter().filter(|device| device["auto"] == true).count(), 1);
+    assert!(all.iter().all(|device| device["kind"] != "software" || device["auto"] == false));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Run, lowbit};
+use crate::support::{gpu, lowbit};
 
 const FIELDS: [&str; 13] = [
     "op",
@@ -20,9 +20,10 @@ const FIELDS: [&str; 13] = [
     "floor_ms",
 ];
 
-/// The objects that a run printed, one a line. A debug build warns on stderr.
+/// The objects that a run on a device printed, one a line. A debug build warns on stderr.
 #[track_caller]
-fn records(run: Run) -> Vec<Value> {
+fn records_on(device: &str, arguments: &[&str]) -> Vec<Value> {
+    let run = lowbit(&[arguments, &["--device", device, "--seconds", "0.01", "--json"]].concat());
     assert_eq!(run.status, Some(0), "{}", run.stderr);
     let parse = |line| serde_json::from_str(line).expect("JSON");
     let records: Vec<Value> = run.stdout.lines().map(parse).collect();
@@ -33,16 +34,21 @@ fn records(run: Run) -> Vec<Value> {
         let number = |field: &str| record[field].as_f64().expect("a number");
         assert!(0.0 < number("ms_min") && number("ms_min") <= number("ms_median"), "{record}");
         assert!(number("gb_s") > 0.0 && number("floor_ms") > 0.0, "{record}");
-        assert_eq!(record["device"], "cpu");
+        assert_eq!(Some(record["device"].as_str()), device.split(':').next().map(Some));
     }
     records
+}
+
+#[track_caller]
+fn records(arguments: &[&str]) -> Vec<Value> {
+    records_on("cpu", arguments)
 }
 
 #[test]
 fn linear_has_a_record_for_every_combination() {
     let arguments = ["bench", "linear", "--format", "nf4,int8", "--shape", "96x160"];
-    let more = ["--rows", "1,3", "--dtype", "f32,bf16", "--seconds", "0.01", "--json"];
-    let all = records(lowbit(&[&arguments[..], &more, &["--threads", "1"]].concat()));
+    let more = ["--rows", "1,3", "--dtype", "f32,bf16", "--threads", "1"];
+    let all = records(&[&arguments[..], &more].concat());
     assert_eq!(all.len(), 8);
     let first = &all[0];
     assert_eq!(first["op"], "linear");
@@ -55,8 +61,8 @@ fn linear_has_a_record_for_every_combination() {
 #[test]
 fn quantize_and_dequantize_are_exact() {
     for op in ["quantize", "dequantize"] {
-        let arguments = ["bench", op, "--format", "nf4", "--double-quant", "--shape", "70x100"];
-        let all = records(lowbit(&[&arguments[..], &["--seconds", "0.01", "--json"]].concat()));
+        let all =
+            records(&["bench", op, "--format", "nf4", "--double-quant", "--shape", "70x100"]);
         assert_eq!(all.len(), 1);
         assert_eq!((&all[0]["op"], &all[0]["max_error"]), (&op.into(), &0.0.into()));
         assert_eq!((&all[0]["rows"], &all[0]["gflop_s"]), (&Value::Null, &Value::Null));
@@ -65,11 +71,26 @@ fn quantize_and_dequantize_are_exact() {
 
 #[test]
 fn model_measures_prompt_and_answer() {
+    for what in [&["models/tinybard-nf4dq"][..], &["--shape", "llama-15m", "--double-quant"]] {
+        let lengths = ["--prompt-tokens", "8", "--new-tokens", "3"];
+        let all = records(&[&["bench", "model"], what, &lengths].concat());
+        assert_eq!(all.iter().map(|r| &r["op"]).collect::<Vec<_>>(), ["prefill", "decode"]);
+        assert!(all.iter().all(|r| r["format"] == "nf4" && r["tok_s"].as_f64() > Some(0.0)));
+        assert!(all.iter().all(|r| r["double_quant"] == true));
+    }
+    lowbit(&["bench", "model"]).fails(2, &["--shape"]);
+    lowbit(&["bench", "model", "x", "--shape", "llama-1b"]).fails(2, &["--shape"]);
+}
+
+/// The software rasterizer of the tests, too, since it is asked for by name.
+#[test]
+fn a_gpu_is_measured_and_checked() {
+    let Some(gpu) = gpu() else { return };
+    let arguments = ["bench", "linear", "--shape", "96x160", "--rows", "1,40"];
+    assert_eq!(records_on(&gpu, &arguments).len(), 2);
     let arguments = ["bench", "model", "models/tinybard-nf4dq", "--prompt-tokens", "8"];
-    let more = ["--new-tokens", "3", "--seconds", "0.01", "--json"];
-    let all = records(lowbit(&[&arguments[..], &more].concat()));
-    assert_eq!(all.iter().map(|r| &r["op"]).collect::<Vec<_>>(), ["prefill", "decode"]);
-    assert!(all.iter().all(|r| r["format"] == "nf4" && r["tok_s"].as_f64() > Some(0.0)));
+    let all = records_on(&gpu, &[&arguments[..], &["--new-tokens", "3"]].concat());
+    assert!(all.iter().all(|r| r["max_error"].as_f64() > Some(0.0)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{lowbit, lowbit_with_input, root, start, temp, text};
+use crate::support::{gpu, lowbit, lowbit_with_input, root, start, temp, text};
 
 const MODEL: &str = "models/tinybard";
 const QUANTIZED: &str = "models/tinybard-nf4dq";
@@ -47,6 +47,16 @@ fn text_streams_as_json_has_it() {
 }
 
 #[test]
+fn a_gpu_writes_what_the_processor_writes() {
+    let Some(gpu) = gpu() else { return };
+    let on = |device: &str| {
+        let arguments = ["generate", QUANTIZED, "--prompt", "ROMEO:", "--max-new-tokens", "24"];
+        lowbit(&[&arguments[..], &["--device", device]].concat()).succeeds()
+    };
+    assert_eq!(on("cpu"), on(&gpu));
+}
+
+#[test]
 fn seeds_repeat_and_differ() {
     let sample = |seed: &str| {
         let arguments = ["generate", MODEL, "--prompt", "JULIET:", "--max-new-tokens", "24"];
@@ -64,7 +74,7 @@ fn generate_refuses_what_cannot_be() {
     generate(&["--prompt", "a b c d e f", "--max-context", "2"]).fails(1, &["--max-context"]);
     let huge = ["--prompt", "x", "--max-context", "1000000000000"];
     generate(&huge).fails(1, &["bytes", "--max-context"]);
-    generate(&["--prompt", "x", "--device", "gpu"]).fails(1, &["no GPU support", "cpu"]);
+    generate(&["--prompt", "x", "--device", "gpu:no such"]).fails(1, &["no GPU"]);
     generate(&["--prompt", "x", "--device", "tpu"]).fails(2, &["tpu", "cpu"]);
     lowbit(&["generate", QUANTIZED, "--prompt", "x"]).fails(1, &["tokenizer.json", "--tokenizer"]);
 }

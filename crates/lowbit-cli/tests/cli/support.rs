@@ -37,6 +37,21 @@ pub fn finish(command: &mut Command) -> Run {
     Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
+/// What `--device` takes for the last GPU that is listed; `None` if the GPU tests are to be left out.
+pub fn gpu() -> Option<String> {
+    if std::env::var_os("LOWBIT_SKIP_GPU").is_some_and(|v| v == "1") {
+        #[expect(clippy::print_stderr, reason = "says what it skips")]
+        {
+            eprintln!("skipped: LOWBIT_SKIP_GPU=1");
+        }
+        return None;
+    }
+    let devices = lowbit(&["devices", "--json"]).json();
+    let last = devices.as_array().and_then(|all| all[1..].last());
+    let device = last.expect("a GPU; scripts/gpu-setup brings one, LOWBIT_SKIP_GPU=1 skips");
+    device["device"].as_str().map(str::to_owned)
+}
+
 pub fn lowbit(arguments: &[&str]) -> Run {
     finish(&mut command(arguments))
 }

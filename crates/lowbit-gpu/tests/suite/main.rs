@@ -2,6 +2,7 @@
 
 mod conformance;
 mod device;
+mod model;
 
 use lowbit_gpu::{Adapter, Gpu};
 

@@ -9,19 +9,12 @@ use lowbit::cpu::reference;
 use lowbit::format::Layout;
 use lowbit::{Cpu, DType, Element, Format, Nested, Parts, QTensor, Scales};
 
-use super::gpu::Place;
-use super::limits::{Limits, cold_bytes};
+use super::limits::cold_bytes;
 use super::measure::{Times, gaussian, rotation, spread};
+use super::on::On;
 use super::record::{Measured, Record};
 use crate::failure::{Failure, Result};
 use crate::{machine, ui};
-
-/// Where it is measured.
-#[derive(Clone, Copy)]
-pub enum On<'a> {
-    Cpu(&'a Limits),
-    Gpu(&'a Place),
-}
 
 /// One operation on one kind of tensor.
 #[derive(Debug, Clone)]
@@ -97,7 +90,7 @@ impl Case {
     }
 
     /// Runs it for about `seconds`.
-    pub fn measure(&self, on: On<'_>, seconds: f32) -> Result<Measured> {
+    pub fn measure(&self, on: &On, seconds: f32) -> Result<Measured> {
         match self.dtype {
             DType::F32 => self.measure_as::<f32>(on, seconds),
             DType::F16 => self.measure_as::<f16>(on, seconds),
@@ -126,7 +119,7 @@ impl Case {
         )))
     }
 
-    fn measure_as<T: Element>(&self, on: On<'_>, seconds: f32) -> Result<Measured> {
+    fn measure_as<T: Element>(&self, on: &On, seconds: f32) -> Result<Measured> {
         let [n, k] = self.shape;
         let w: Vec<T> = gaussian(n * k, WEIGHTS.0, WEIGHTS.1)?;
         match self.operation {
@@ -141,7 +134,7 @@ impl Case {
         Ok(if self.double_quant { lowbit::double_quantize(q)? } else { q })
     }
 
-    fn measure_quantize<T: Element>(&self, w: &[T], on: On<'_>, s: f32) -> Result<Measured> {
+    fn measure_quantize<T: Element>(&self, w: &[T], on: &On, s: f32) -> Result<Measured> {
         // The scales of the reference are not double quantized: compare before that step.
         let (times, plain) = match on {
             On::Cpu(limits) => {
@@ -156,7 +149,7 @@ impl Case {
         Ok(self.record(&times, on, bytes, None, self.differing_codes(w, &plain)?))
     }
 
-    fn measure_dequantize<T: Element>(&self, w: &[T], on: On<'_>, s: f32) -> Result<Measured> {
+    fn measure_dequantize<T: Element>(&self, w: &[T], on: &On, s: f32) -> Result<Measured> {
         let q = self.quantize(w)?;
         let bytes = q.bytes() + size_of_val(w);
         let (times, out) = match on {
@@ -187,7 +180,7 @@ impl Case {
         &self,
         w: &[T],
         rows: usize,
-        on: On<'_>,
+        on: &On,
         s: f32,
     ) -> Result<Measured> {
         let [n, k] = self.shape;
@@ -196,7 +189,7 @@ impl Case {
         let (times, y) = match on {
             On::Cpu(limits) => {
                 let mut y = vec![T::default(); rows * n];
-                let copies = rotation(q.bytes(), || deep_copy(&q))?;
+                let copies = rotation(q.bytes(), || Ok(deep_copy(&q)?))?;
                 let times = Times::take(limits, s, copies.len(), |i| {
                     Ok(Cpu::best().linear(&copies[i], &x, None, &mut y)?)
                 })?;
@@ -212,22 +205,14 @@ impl Case {
     fn record(
         &self,
         times: &Times,
-        on: On<'_>,
+        on: &On,
         bytes: usize,
         flops: Option<f64>,
         max_error: f64,
     ) -> Measured {
         let (min, median) = (times.min(), times.median());
         let memory = bytes as f64 / times.bandwidth;
-        // How fast a GPU multiplies is not measured.
-        let (device, isa, threads, arithmetic) = match on {
-            On::Cpu(limits) => {
-                let rate = limits.flops(self.dtype);
-                let isa = Cpu::best().isa().name().to_owned();
-                ("cpu", isa, rayon::current_num_threads(), flops.unwrap_or(0.0) / rate)
-            }
-            On::Gpu(place) => ("gpu", place.gpu.adapter().name(), 0, 0.0),
-        };
+        let arithmetic = on.arithmetic(flops.unwrap_or(0.0), self.dtype);
         let record = Record {
             op: self.operation.name(),
             format: self.format.name.to_owned(),
@@ -237,9 +222,9 @@ impl Case {
                 _ => None,
             },
             dtype: self.dtype.name(),
-            device,
-            isa,
-            threads,
+            device: on.device(),
+            isa: on.name(),
+            threads: on.threads(),
             ms_min: 1e3 * min,
             ms_median: 1e3 * median,
             gb_s: 1e-9 * bytes as f64 / median,
@@ -306,7 +291,7 @@ fn linear_error<T: Element>(q: &QTensor, x: &[T], y: &[T]) -> f64 {
 }
 
 /// The same tensor in memory of its own.
-fn deep_copy(q: &QTensor) -> Result<QTensor> {
+pub fn deep_copy(q: &QTensor) -> lowbit::Result<QTensor> {
     let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
     let scales = match q.scales() {
         Scales::F32(scales) => Scales::F32(scales.clone()),
@@ -315,7 +300,7 @@ fn deep_copy(q: &QTensor) -> Result<QTensor> {
         }
         Scales::E8M0(exponents) => Scales::E8M0(own(exponents)),
     };
-    Ok(QTensor::from_parts(Parts {
+    QTensor::from_parts(Parts {
         format: q.format(),
         shape: q.shape().to_vec(),
         block_size: Some(q.block_size()),
@@ -323,5 +308,5 @@ fn deep_copy(q: &QTensor) -> Result<QTensor> {
         scales,
         means: q.means().map(<[f32]>::to_vec),
         codebook: q.has_own_codebook().then(|| q.codebook().into()),
-    })?)
+    })
 }

@@ -1,12 +1,14 @@
 //! `lowbit bench`: how fast the kernels are here, against what this machine could do, with every
 //! answer checked in the same run.
 
-mod cases;
+pub(super) mod cases;
 mod gpu;
 mod limits;
 mod measure;
-mod model;
-mod record;
+pub(super) mod model;
+pub(super) mod on;
+pub(super) mod record;
+pub(super) mod shape;
 
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -14,10 +16,11 @@ use std::num::NonZeroUsize;
 use lowbit::{DType, Format};
 
 use crate::args::{self, Threads};
+use crate::device::DeviceArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::Progress;
-use cases::{Case, On, Operation};
-use limits::Limits;
+use cases::{Case, Operation};
+use on::On;
 use record::Report;
 
 /// Measure the kernels against the limits of this machine
@@ -89,11 +92,10 @@ struct Options {
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_delimiter = ',',
           value_parser = args::dtype())]
     dtype: Vec<DType>,
-    /// Measure on a GPU, the best or the one whose name contains this
-    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
-    gpu: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// On a GPU: let each call wait for the one before it, as in a model
-    #[arg(long, requires = "gpu")]
+    #[arg(long)]
     serial: bool,
     #[command(flatten)]
     threads: Threads,
@@ -130,28 +132,16 @@ fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -
     warn_of_debug_build()?;
     let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
-    let gpu = options.gpu.as_deref().map(|name| open_gpu(name, options.serial)).transpose()?;
-    let limits = if gpu.is_none() { Some(Limits::measure()) } else { None };
-    let on = match (&gpu, &limits) {
-        (Some(place), _) => On::Gpu(place),
-        (None, Some(limits)) => On::Cpu(limits),
-        (None, None) => return Ok(()),
-    };
+    let on = On::new(options.device.choose()?, options.serial)?;
     for (done, case) in cases.iter().enumerate() {
         progress.update(done as u64, cases.len() as u64, &case.to_string());
-        let measured = case.measure(on, options.effort.seconds)?;
+        let measured = case.measure(&on, options.effort.seconds)?;
         let verdict = case.verdict(&measured.record);
         report.add(measured)?;
         verdict?;
     }
     drop(progress);
-    report.finish(on, None)
-}
-
-/// The GPU of that name, or the best.
-fn open_gpu(name: &str, serial: bool) -> Result<gpu::Place> {
-    let adapter = lowbit_gpu::Adapter::find(Some(name).filter(|name| !name.is_empty()))?;
-    gpu::Place::new(lowbit_gpu::Gpu::open(&adapter, false)?, serial)
+    report.finish(&on, None)
 }
 
 /// Figures of a build for debugging mislead.

@@ -5,7 +5,7 @@ use std::io::Write;
 use lowbit::{Cpu, DType};
 use serde::Serialize;
 
-use super::cases::On;
+use super::on::On;
 use crate::commands::print_json;
 use crate::failure::Result;
 use crate::ui::{self, Align, Table};
@@ -99,7 +99,7 @@ impl<'a> Report<'a> {
     }
 
     /// Writes the table, and what the floor is made of.
-    pub fn finish(self, on: On<'_>, note: Option<&str>) -> Result {
+    pub fn finish(self, on: &On, note: Option<&str>) -> Result {
         if self.json {
             return Ok(());
         }
