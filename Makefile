@@ -2,11 +2,12 @@
 # Works with GNU make 3.81 (macOS) and later.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check
+.PHONY: help setup demo test test-full check
 
 help:
 	@echo 'make demo    build lowbit and run its demo: quantize, inspect, evaluate, generate (offline)'
 	@echo 'make test    run every test: unit, integration, documentation, GPU kernels, other processors emulated, Python'
+	@echo 'make test-full  the same, and what takes longer: every shape and setting on GPUs'
 	@echo 'make check   formatting, lints and documentation, with warnings denied'
 	@echo 'make setup   check the tools and fetch the crates of Cargo.lock (the others do this first)'
 	@echo
@@ -22,6 +23,9 @@ demo: setup
 
 test: setup
 	@scripts/test
+
+test-full: setup
+	@LOWBIT_TEST_FULL=1 scripts/test
 
 check: setup
 	@scripts/check

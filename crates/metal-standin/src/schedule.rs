@@ -128,6 +128,8 @@ struct Slot([u8; 16]);
 const POISON: Slot = Slot([0xff; 16]);
 /// Bytes of threadgroup memory that Apple's GPUs have.
 const MEMORY: usize = 32 << 10;
+/// Threads of a group that they run at most.
+const MOST_THREADS: u32 = 1024;
 /// Bytes of a thread's stack.
 const STACK: usize = 256 << 10;
 
@@ -221,7 +223,8 @@ pub(crate) fn run(
     math: Math,
 ) -> Result<(), String> {
     let _access = memory::access();
-    if launch.group.contains(&0) || !(1..=64).contains(&launch.simd_width) {
+    let threads = launch.group.iter().fold(1u32, |product, n| product.saturating_mul(*n));
+    if !(1..=MOST_THREADS).contains(&threads) || !(1..=64).contains(&launch.simd_width) {
         return Err(format!("it cannot be started like this: {launch:?}"));
     }
     let _name = fault::Named::new(name);

@@ -269,6 +269,10 @@ fn what_metal_refuses_is_refused() {
 
     let text = "kernel void f(device float* a [[buffer(0)]], device float* b [[buffer(1)]]) {}";
     assert!(refusal(text, 1).contains("it takes 2 buffers, not 1"), "{}", refusal(text, 1));
+
+    let text = "kernel void f(device float* out [[buffer(0)]]) {}";
+    let expected = "it cannot be started like this: Launch { threads: [1025, 1, 1]";
+    assert!(refusal(text, 1025).contains(expected), "{}", refusal(text, 1025));
 }
 
 /// Runs in a process of its own, which does not survive it.
