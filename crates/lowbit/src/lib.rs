@@ -26,6 +26,7 @@ mod dtype;
 mod error;
 pub mod format;
 pub mod formats;
+pub mod optim;
 pub mod pack;
 mod tensor;
 

@@ -70,6 +70,19 @@ fn quantize_and_dequantize_are_exact() {
 }
 
 #[test]
+fn optimizers_take_the_steps_of_the_reference() {
+    let arguments = ["bench", "optimizer", "--optimizer", "adam,lion", "--bits", "8,32"];
+    let more = ["--numbers", "5000", "--dtype", "f32,bf16", "--seconds", "0.01", "--json"];
+    let all = records(lowbit(&[&arguments[..], &more].concat()));
+    assert_eq!(all.len(), 8);
+    assert_eq!((&all[0]["op"], &all[0]["format"]), (&"optimizer".into(), &"adam 8-bit".into()));
+    assert!(all.iter().all(|r| r["max_error"] == 0.0));
+    lowbit(&["bench", "optimizer", "--optimizer", "sophia"]).fails(2, &["sophia", "lion"]);
+    let huge = ["bench", "optimizer", "--numbers", "1000000000000"];
+    lowbit(&huge).fails(1, &["memory", "--numbers"]);
+}
+
+#[test]
 fn model_measures_prompt_and_answer() {
     for what in [&["models/tinybard-nf4dq"][..], &["--shape", "llama-15m", "--double-quant"]] {
         let lengths = ["--prompt-tokens", "8", "--new-tokens", "3"];

@@ -1,8 +1,8 @@
 //! All weights of a tensor, on all threads.
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::convert::narrow;
 use super::dispatch::Isa;
 use super::simd::{Simd, Task};
 use super::view::{View, has_rows};
@@ -62,23 +62,5 @@ impl<T: Element> Task for Piece<'_, T> {
             at += len;
             rest = after;
         }
-    }
-}
-
-/// Rounds numbers to a narrower type.
-#[inline(always)]
-fn narrow<S: Simd, T: Element>(s: S, from: &[f32], to: &mut [T]) {
-    let step = 4 * S::LANES;
-    let whole = from.len() / step * step;
-    for (from, to) in from[..whole].chunks_exact(step).zip(to[..whole].chunks_exact_mut(step)) {
-        let v = std::array::from_fn(|i| s.load(&from[i * S::LANES..]));
-        match T::DTYPE {
-            DType::BF16 => s.encode_bf16(v, bytemuck::cast_slice_mut::<T, bf16>(to)),
-            DType::F16 => s.encode_f16(v, bytemuck::cast_slice_mut::<T, f16>(to)),
-            DType::F32 => {}
-        }
-    }
-    for (from, to) in from[whole..].iter().zip(&mut to[whole..]) {
-        *to = T::from_f32(*from);
     }
 }

@@ -1,6 +1,8 @@
 //! CPU kernels: the specification ([`reference`](mod@reference)) and the fast paths behind [`Cpu`].
 
 mod buffer;
+pub(crate) mod cells;
+pub(crate) mod convert;
 mod dequantize;
 mod device;
 mod dispatch;
@@ -13,7 +15,7 @@ pub mod measure;
 mod outliers;
 mod quantize;
 pub mod reference;
-mod simd;
+pub(crate) mod simd;
 mod transposed;
 mod view;
 

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::check_len;
+use super::convert;
 use super::dispatch::Isa;
 use super::reference::{Scaling, assemble, check_quantize, encoder_of, finish};
 use super::simd::{Simd, Task};
@@ -219,21 +220,7 @@ fn widen<'a, S: Simd, T: Element>(s: S, w: &'a [T], buffer: &'a mut Vec<f32>) ->
         return bytemuck::cast_slice(w);
     }
     buffer.resize(w.len(), 0.0);
-    let step = 4 * S::LANES;
-    let whole = w.len() / step * step;
-    for (w, out) in w[..whole].chunks_exact(step).zip(buffer.chunks_exact_mut(step)) {
-        let bytes = bytemuck::cast_slice(w);
-        let four = match T::DTYPE {
-            DType::BF16 => s.decode_bf16(bytes),
-            _ => s.decode_f16(bytes),
-        };
-        for (v, out) in four.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
-            s.store(v, out);
-        }
-    }
-    for (w, out) in w[whole..].iter().zip(&mut buffer[whole..]) {
-        *out = w.to_f32();
-    }
+    convert::widen(s, w, buffer);
     buffer
 }
 

@@ -10,12 +10,30 @@ const DECADES: usize = 7;
 
 /// The signed map, ascending; also the codebook of double quantization.
 pub static SIGNED_MAP: [f32; 256] = dynamic_map(true);
-static UNSIGNED_MAP: [f32; 256] = dynamic_map(false);
+pub(crate) static UNSIGNED_MAP: [f32; 256] = dynamic_map(false);
 static CODES: [u8; 256] = ascending();
 static SIGNED_UPS: [f32; 255] = midpoints_tie_down(&dynamic_map(true));
 static UNSIGNED_UPS: [f32; 255] = midpoints_tie_down(&dynamic_map(false));
 static SIGNED_ENCODER: Encoder = Encoder { ups: &SIGNED_UPS, codes: &CODES, sign_bit: 0 };
-static UNSIGNED_ENCODER: Encoder = Encoder { ups: &UNSIGNED_UPS, codes: &CODES, sign_bit: 0 };
+pub(crate) static UNSIGNED_ENCODER: Encoder =
+    Encoder { ups: &UNSIGNED_UPS, codes: &CODES, sign_bit: 0 };
+static MOMENT_UPS: [f32; 255] = keeping_negatives(&SIGNED_UPS);
+
+/// The signed map's encoder for an optimizer's first moment: as bitsandbytes' optimizers do, it
+/// gives what is below zero no code of a number that is not, however near zero it is.
+pub(crate) static MOMENT_ENCODER: Encoder =
+    Encoder { ups: &MOMENT_UPS, codes: &CODES, sign_bit: 0 };
+
+/// The same thresholds, but that the code of zero begins at zero.
+const fn keeping_negatives(ups: &[f32; 255]) -> [f32; 255] {
+    let mut kept = *ups;
+    let mut i = 0;
+    while kept[i] < 0.0 {
+        i += 1;
+    }
+    kept[i - 1] = 0.0;
+    kept
+}
 
 /// The 256 values of bitsandbytes' `create_dynamic_map`, ascending.
 const fn dynamic_map(signed: bool) -> [f32; 256] {
@@ -100,13 +118,13 @@ const fn format(
     }
 }
 
-pub(super) static SIGNED: Format = format(
+pub(crate) static SIGNED: Format = format(
     "dynamic8",
     "8-bit dynamic map, signed (bitsandbytes' blockwise quantization)",
     &SIGNED_MAP,
     &SIGNED_ENCODER,
 );
-pub(super) static UNSIGNED: Format = format(
+pub(crate) static UNSIGNED: Format = format(
     "dynamic8u",
     "8-bit dynamic map, unsigned: for what is never negative",
     &UNSIGNED_MAP,

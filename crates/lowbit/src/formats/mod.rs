@@ -1,6 +1,6 @@
 //! The table of formats. Tests, benches, commands and the README iterate [`ALL`].
 
-mod dynamic8;
+pub(crate) mod dynamic8;
 mod fp4;
 mod fp8_e4m3;
 mod int8;

@@ -18,11 +18,11 @@ static GOLDEN: LazyLock<SafeTensors<'static>> =
 /// Codes that may differ: numbers within an ulp of a threshold, for CUDA's reciprocal is fast.
 const CODES_OFF: f64 = 1e-4;
 
-fn bytes(name: &str) -> &'static [u8] {
+pub fn bytes(name: &str) -> &'static [u8] {
     GOLDEN.tensor(name).unwrap().data()
 }
 
-fn f32s(name: &str) -> Vec<f32> {
+pub fn f32s(name: &str) -> Vec<f32> {
     bytes(name).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
@@ -271,7 +271,7 @@ fn the_golden_file_has_nothing_that_no_test_reads() {
     for name in GOLDEN.names() {
         *kinds.entry(name.split('.').next().unwrap().to_owned()).or_insert(0) += 1;
     }
-    // `opt` are the steps of 8-bit optimizers, which are not in this crate yet.
+    // `opt` is read in optim.rs.
     let known: Vec<&str> = kinds.keys().map(String::as_str).collect();
     assert_eq!(known, ["dq", "int8", "mm", "opt", "q4", "q8"]);
 }

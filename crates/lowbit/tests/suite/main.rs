@@ -4,3 +4,4 @@
 mod acceptance;
 mod conformance;
 mod golden;
+mod optim;

@@ -7,6 +7,7 @@ mod limits;
 mod measure;
 pub(super) mod model;
 pub(super) mod on;
+mod optimizer;
 pub(super) mod record;
 pub(super) mod shape;
 
@@ -49,6 +50,7 @@ enum What {
         rows: Vec<NonZeroUsize>,
     },
     Model(model::Args),
+    Optimizer(optimizer::Args),
 }
 
 const QUANTIZE_EXAMPLES: &str = "\
@@ -122,6 +124,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
             run_cases(options, &operations, out)
         }
         What::Model(args) => model::run(args, out),
+        What::Optimizer(args) => optimizer::run(args, out),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::ui::{self, Align, Table};
 pub struct Record {
     pub op: &'static str,
     pub format: String,
-    /// `[N, K]` of the weights; none for a whole model.
+    /// `[N, K]` of the weights, `[1, N]` of a parameter; none for a whole model.
     pub shape: Option<[usize; 2]>,
     /// Rows of `x`, for linear; tokens at once, for a model.
     pub rows: Option<usize>,
@@ -31,7 +31,7 @@ pub struct Record {
     pub gb_s: f64,
     /// From the median; none where nothing is multiplied.
     pub gflop_s: Option<f64>,
-    /// linear and model: relative to the output's root mean square; else the share of weights that
+    /// linear and model: relative to the output's root mean square; else the share of numbers that
     /// differ.
     pub max_error: f64,
     /// What memory bandwidth and multiply-add rate, measured in the same run, allow.

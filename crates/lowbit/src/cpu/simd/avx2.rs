@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +97,36 @@ impl Simd for Avx2 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sqrt(self, v: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_sqrt_ps(v) }
+    }
+    #[inline(always)]
+    fn sign(self, v: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let (zero, one) = (_mm256_setzero_ps(), _mm256_set1_ps(1.0));
+            let above = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(v, zero), one);
+            let below = _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(v, zero), one);
+            _mm256_sub_ps(above, below)
+        }
+    }
+    #[inline(always)]
+    fn if_finite(self, test: __m256, then: __m256, otherwise: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), test);
+            let infinity = _mm256_set1_ps(f32::INFINITY);
+            let finite = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude, infinity);
+            _mm256_blendv_ps(otherwise, then, finite)
+        }
+    }
+    #[inline(always)]
     fn sum(self, v: __m256) -> f32 {
         // SAFETY: see the top of this block.
         unsafe {
@@ -149,14 +179,16 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m256; 4] {
-        let codes = &codes[..4 * LANES];
-        let mut lanes = [0.0; 4 * LANES];
-        for (lane, code) in lanes.iter_mut().zip(codes) {
-            *lane = table[usize::from(*code)];
-        }
+        // Integers, which are put into a vector where they are read.
+        let table: &[i32; 256] = bytemuck::cast_ref(table);
         let mut out = [self.splat(0.0); 4];
-        for (v, out) in out.iter_mut().enumerate() {
-            *out = self.load(&lanes[v * LANES..]);
+        for (out, codes) in out.iter_mut().zip(codes[..4 * LANES].chunks_exact(LANES)) {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(codes);
+            let eight = u64::from_le_bytes(eight);
+            let (low, high) = (four_of(table, eight as u32), four_of(table, (eight >> 32) as u32));
+            // SAFETY: see the top of this block.
+            *out = unsafe { _mm256_castsi256_ps(_mm256_setr_m128i(low, high)) };
         }
         out
     }
@@ -432,6 +464,29 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
+        let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let falls = _mm256_set1_epi32(if cells.zero > 0 { -1 } else { 0 });
+            let mut codes = [_mm256_setzero_si256(); 4];
+            for (codes, x) in codes.iter_mut().zip(x.chunks_exact(LANES)) {
+                let entries = _mm256_setr_m128i(entries(cells, x), entries(cells, &x[4..]));
+                let bits = _mm256_loadu_si256(x.as_ptr().cast());
+                let low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+                let complement = _mm256_and_si256(_mm256_srai_epi32::<31>(bits), falls);
+                let sum = _mm256_xor_si256(_mm256_add_epi32(entries, low), complement);
+                *codes = _mm256_srli_epi32::<24>(sum);
+            }
+            let low = _mm256_packs_epi32(codes[0], codes[1]);
+            let high = _mm256_packs_epi32(codes[2], codes[3]);
+            let mixed = _mm256_packus_epi16(low, high);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let ordered = _mm256_permutevar8x32_epi32(mixed, order);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
+        }
+    }
+    #[inline(always)]
     fn max_magnitude_bits(self, x: &[f32]) -> u32 {
         let chunks = x.chunks_exact(LANES);
         let rest = max_magnitude_bits_scalar(chunks.remainder());
@@ -499,6 +554,26 @@ fn rank_of(ranks: &Ranks, x: __m256) -> __m256i {
 fn append(count: __m256i, mask: __m256) -> __m256i {
     // SAFETY: only reached from methods of `Avx2`, which proves the feature.
     unsafe { _mm256_add_epi32(_mm256_add_epi32(count, count), _mm256_castps_si256(mask)) }
+}
+
+/// `table[code]` of the four codes in a word.
+#[inline(always)]
+fn four_of(table: &[i32; 256], codes: u32) -> __m128i {
+    let [a, b, c, d] = codes.to_le_bytes().map(|code| table[usize::from(code)]);
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature.
+    unsafe { _mm_setr_epi32(a, b, c, d) }
+}
+
+/// The entries of four numbers.
+#[inline(always)]
+fn entries(cells: &Cells, x: &[f32]) -> __m128i {
+    let pair = |i: usize| {
+        let two = u64::from(x[i].to_bits()) | u64::from(x[i + 1].to_bits()) << 32;
+        [cells.entry((two >> 16) as u16) as i32, cells.entry((two >> 48) as u16) as i32]
+    };
+    let ([a, b], [c, d]) = (pair(0), pair(2));
+    // SAFETY: only reached from methods of `Avx2`, which proves the feature.
+    unsafe { _mm_setr_epi32(a, b, c, d) }
 }
 
 /// Eight numbers times a factor, rounded to integers.

@@ -18,6 +18,8 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod portable;
 
+use super::cells::Cells;
+
 /// Weights of one step of the 16-bit integer product.
 pub(crate) const STEP16: usize = 64;
 
@@ -67,6 +69,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the machine can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The square root, rounded correctly.
+    fn sqrt(self, v: Self::F) -> Self::F;
+    /// 1 above zero, -1 below, else 0; so of NaN.
+    fn sign(self, v: Self::F) -> Self::F;
+    /// `then` in the lanes where `test` is finite, `otherwise` in the others.
+    fn if_finite(self, test: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, v: Self::F) -> f32;
 
@@ -140,6 +150,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `x * factor` rounded to the nearest integer, ties to even, kept within `-peak..=peak`, of
     /// `4 * LANES` numbers.
     fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]);
+    /// Codes of `4 * LANES` numbers, none of them -0.
+    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]);
     /// The largest magnitude as bits: at least `0x7f80_0000` if any number is not finite. Any
     /// length.
     fn max_magnitude_bits(self, x: &[f32]) -> u32;

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine is a 64-bit Arm.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +82,36 @@ impl Simd for Neon {
     fn fma(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
         // SAFETY: see the top of this block.
         unsafe { vfmaq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe { vdivq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn sqrt(self, v: float32x4_t) -> float32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe { vsqrtq_f32(v) }
+    }
+    #[inline(always)]
+    fn sign(self, v: float32x4_t) -> float32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let one = vdupq_n_u32(1f32.to_bits());
+            let above = vreinterpretq_f32_u32(vandq_u32(vcgtzq_f32(v), one));
+            let below = vreinterpretq_f32_u32(vandq_u32(vcltzq_f32(v), one));
+            vsubq_f32(above, below)
+        }
+    }
+    #[inline(always)]
+    fn if_finite(
+        self,
+        test: float32x4_t,
+        then: float32x4_t,
+        otherwise: float32x4_t,
+    ) -> float32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe { vbslq_f32(vcaltq_f32(test, vdupq_n_f32(f32::INFINITY)), then, otherwise) }
     }
     #[inline(always)]
     fn sum(self, v: float32x4_t) -> f32 {
@@ -354,6 +384,28 @@ impl Simd for Neon {
             let low = vmovn_s16(vcombine_s16(ints(0), ints(1)));
             let high = vmovn_s16(vcombine_s16(ints(2), ints(3)));
             vst1q_u8(out.as_mut_ptr(), vreinterpretq_u8_s8(vcombine_s8(low, high)));
+        }
+    }
+    #[inline(always)]
+    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
+        let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
+        // SAFETY: see the top of this block.
+        unsafe {
+            let falls = vdupq_n_s32(if cells.zero > 0 { -1 } else { 0 });
+            let codes = |v: usize| {
+                let x = &x[4 * v..4 * v + 4];
+                let entries: [u32; LANES] =
+                    std::array::from_fn(|i| cells.entry((x[i].to_bits() >> 16) as u16));
+                let bits = vreinterpretq_u32_f32(vld1q_f32(x.as_ptr()));
+                let low = vandq_u32(bits, vdupq_n_u32(0xffff));
+                let sign = vshrq_n_s32::<31>(vreinterpretq_s32_u32(bits));
+                let complement = vreinterpretq_u32_s32(vandq_s32(sign, falls));
+                let sum = vaddq_u32(vld1q_u32(entries.as_ptr()), low);
+                vmovn_u32(vshrq_n_u32::<24>(veorq_u32(sum, complement)))
+            };
+            let low = vmovn_u16(vcombine_u16(codes(0), codes(1)));
+            let high = vmovn_u16(vcombine_u16(codes(2), codes(3)));
+            vst1q_u8(out.as_mut_ptr(), vcombine_u8(low, high));
         }
     }
     #[inline(always)]

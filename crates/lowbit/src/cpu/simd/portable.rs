@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{STEP16, Simd, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{Cells, STEP16, Simd, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Runs everywhere.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,22 @@ impl Simd for Portable {
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
         each(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn sqrt(self, v: F) -> F {
+        each(|i| v[i].sqrt())
+    }
+    #[inline(always)]
+    fn sign(self, v: F) -> F {
+        each(|i| f32::from(i8::from(v[i] > 0.0) - i8::from(v[i] < 0.0)))
+    }
+    #[inline(always)]
+    fn if_finite(self, test: F, then: F, otherwise: F) -> F {
+        each(|i| if test[i].is_finite() { then[i] } else { otherwise[i] })
     }
     #[inline(always)]
     fn sum(self, v: F) -> f32 {
@@ -207,6 +223,12 @@ impl Simd for Portable {
     fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]) {
         for (o, x) in out[..4 * LANES].iter_mut().zip(&x[..4 * LANES]) {
             *o = self.round(x * factor).clamp(-peak, peak) as i32 as u8;
+        }
+    }
+    #[inline(always)]
+    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
+        for (o, x) in out[..4 * LANES].iter_mut().zip(&x[..4 * LANES]) {
+            *o = cells.code(*x);
         }
     }
     #[inline(always)]

@@ -1,0 +1,190 @@
+//! `lowbit bench optimizer`: a training step's last part, over one large parameter.
+
+use std::io::Write;
+
+use half::{bf16, f16};
+use lowbit::optim::{BLOCK_SIZE, Owned, Rule, Settings, State, reference};
+use lowbit::{Cpu, DType, Element};
+
+use super::limits::Limits;
+use super::measure::{Times, gaussian};
+use super::record::{Measured, Record, Report};
+use super::{Effort, warn_of_debug_build};
+use crate::args::{self, Threads};
+use crate::failure::{Failure, Result};
+use crate::ui::Progress;
+use crate::{machine, ui};
+
+/// Measure an optimizer's step, with its moments in 8 or 32 bits
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowbit bench optimizer
+  lowbit bench optimizer --optimizer adam,lion --bits 8,32 --dtype bf16 --json
+
+The step reads parameter, gradient and moments and writes parameter and moments, once each: gb_s and \
+floor_ms count these bytes. max_error is the share of numbers in which some steps differ from the \
+reference: none may.")]
+pub struct Args {
+    /// Optimizers, each measured
+    #[arg(long, value_name = "NAME", default_value = "adam", value_delimiter = ',',
+          value_parser = Rule::by_name)]
+    optimizer: Vec<Rule>,
+    /// Numbers of the parameter
+    #[arg(long, value_name = "N", default_value = "100000000", value_parser = args::at_least(1))]
+    numbers: usize,
+    /// Bits of a moment, 8 or 32, each measured
+    #[arg(long, value_name = "BITS", default_value = "8", value_delimiter = ',',
+          value_parser = ["8", "32"])]
+    bits: Vec<String>,
+    /// Types of parameter and gradient, each measured
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_delimiter = ',',
+          value_parser = args::dtype())]
+    dtype: Vec<DType>,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    effort: Effort,
+}
+
+/// Numbers that are compared with the reference, over this many steps.
+const CHECKED: usize = 40 * BLOCK_SIZE + 100;
+const CHECKED_STEPS: u64 = 3;
+
+pub fn run(args: &Args, out: &mut dyn Write) -> Result {
+    args.threads.apply()?;
+    let mut cases = Vec::new();
+    for &rule in &args.optimizer {
+        for &dtype in &args.dtype {
+            for bits in &args.bits {
+                let case = Case { rule, dtype, is_8bit: bits == "8", numbers: args.numbers };
+                case.check_memory()?;
+                cases.push(case);
+            }
+        }
+    }
+    let mut report = Report::new(args.effort.json, out);
+    warn_of_debug_build()?;
+    let progress = Progress::new("measuring");
+    progress.update(0, cases.len() as u64, "the limits of this machine");
+    let limits = Limits::measure();
+    for (done, case) in cases.iter().enumerate() {
+        progress.update(done as u64, cases.len() as u64, &case.name());
+        let measured = match case.dtype {
+            DType::F32 => case.measure::<f32>(&limits, args.effort.seconds)?,
+            DType::F16 => case.measure::<f16>(&limits, args.effort.seconds)?,
+            DType::BF16 => case.measure::<bf16>(&limits, args.effort.seconds)?,
+        };
+        let differ = measured.record.max_error;
+        report.add(measured)?;
+        if differ > 0.0 {
+            return Err(Failure::failed(format!(
+                "bench {}: expected the numbers of the reference, got others in {differ:.1e} of \
+                 them; the kernel is wrong on this machine, please report it",
+                case.name()
+            )));
+        }
+    }
+    drop(progress);
+    report.finish(&limits, None)
+}
+
+struct Case {
+    rule: Rule,
+    dtype: DType,
+    is_8bit: bool,
+    numbers: usize,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        format!("{} {}", self.rule.name(), if self.is_8bit { "8-bit" } else { "32-bit" })
+    }
+
+    fn state(&self, numbers: usize) -> State {
+        let new = if self.is_8bit { State::new_8bit } else { State::new_f32 };
+        new(self.rule, numbers)
+    }
+
+    /// Bytes of parameter, gradient and moments.
+    fn bytes(&self) -> u64 {
+        let moments = self.rule.moments().len() as u64;
+        let moment = if self.is_8bit { 1 } else { 4 };
+        (self.numbers as u64).saturating_mul(2 * self.dtype.size() as u64 + moments * moment)
+    }
+
+    fn check_memory(&self) -> Result {
+        let (needed, free) = (self.bytes(), machine::memory().free);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "bench optimizer {}: it takes {}, and {} of memory are free; choose fewer --numbers",
+            self.name(),
+            ui::bytes(needed),
+            ui::bytes(free)
+        )))
+    }
+
+    fn measure<T: Element>(&self, limits: &Limits, seconds: f32) -> Result<Measured> {
+        let settings = Settings { weight_decay: 0.01, ..Settings::of(self.rule) };
+        let max_error = self.compare::<T>(&settings)?;
+        let mut p: Vec<T> = gaussian(self.numbers, 0.02, 1)?;
+        let g: Vec<T> = gaussian(self.numbers, 1e-3, 2)?;
+        let mut state = self.state(self.numbers);
+        let times = Times::take(limits, seconds, 1, |_| {
+            Ok(Cpu::best().optimizer_step(&settings, &mut state, &mut p, &g)?)
+        })?;
+        // All but the gradient is read and written.
+        let bytes = 2.0 * self.bytes() as f64 - size_of_val(&g[..]) as f64;
+        let record = Record {
+            op: "optimizer",
+            format: self.name(),
+            shape: Some([1, self.numbers]),
+            rows: None,
+            dtype: self.dtype.name(),
+            device: "cpu",
+            isa: Cpu::best().isa().name(),
+            threads: rayon::current_num_threads(),
+            ms_min: 1e3 * times.min(),
+            ms_median: 1e3 * times.median(),
+            gb_s: 1e-9 * bytes / times.median(),
+            gflop_s: None,
+            max_error,
+            floor_ms: 1e3 * bytes / times.bandwidth,
+            block_size: self.is_8bit.then_some(BLOCK_SIZE),
+            double_quant: false,
+            tok_s: None,
+        };
+        Ok(Measured { record, bandwidth: times.bandwidth })
+    }
+
+    /// The share of numbers that differ from the reference after some steps.
+    fn compare<T: Element>(&self, settings: &Settings) -> Result<f64> {
+        let len = CHECKED.min(self.numbers);
+        let mut fast: Vec<T> = gaussian(len, 0.02, 1)?;
+        let mut slow = fast.clone();
+        let (mut state, mut expected) = (self.state(len), self.state(len));
+        for step in 1..=CHECKED_STEPS {
+            let g: Vec<T> = gaussian(len, 1e-3, step)?;
+            Cpu::best().optimizer_step(settings, &mut state, &mut fast, &g)?;
+            let moments = &mut expected.moments();
+            reference::update(self.rule, settings, step, &mut slow, &g, moments)?;
+        }
+        let wrong = fast.iter().zip(&slow).filter(|(a, b)| a.to_f32() != b.to_f32()).count()
+            + state.parts().iter().zip(expected.parts()).map(|(a, b)| differ(a, b)).sum::<usize>();
+        Ok(wrong as f64 / (len * (1 + self.rule.moments().len())) as f64)
+    }
+}
+
+/// How many numbers of two moments differ.
+fn differ(a: &Owned, b: &Owned) -> usize {
+    let numbers = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a != b).count();
+    match (a, b) {
+        (Owned::F32(a), Owned::F32(b)) => numbers(a, b),
+        (Owned::Bits8 { codes: a, absmax: x }, Owned::Bits8 { codes: b, absmax: y }) => {
+            a.iter().zip(b).filter(|(a, b)| a != b).count() + numbers(x, y)
+        }
+        _ => usize::MAX,
+    }
+}
