@@ -2,6 +2,7 @@
 //! LLM.int8 (arXiv 2208.07339), for activations that are quantized as well.
 
 use super::Cpu;
+use super::buffer::Buffer;
 use super::check_len;
 use super::dispatch::Isa;
 use super::linear::Pool;
@@ -11,9 +12,10 @@ use crate::{Element, Error, Result};
 /// Largest K for which no sum can leave an i32: `K * 128 * 128 < 2^31`.
 const MAX_K: usize = (1 << 17) - 1;
 /// Rows of `b` that a thread takes at once.
-const ROWS: usize = 16;
-/// Rows of `a` that share a load of `b`.
-const MR: usize = 4;
+const ROWS: usize = 64;
+/// Rows of `a` that are multiplied with those before the next ones: the second-level cache holds
+/// both at usual sizes.
+const BATCH: usize = 24;
 /// Rows of the result that are transposed together: a cache line of i32.
 const LINE: usize = 16;
 /// What an integer of LLM.int8 stands for is its row's absmax over this.
@@ -26,10 +28,7 @@ impl Cpu {
     /// [`Error::Argument`] if a length does not fit, or for a `k` whose sums may not fit an i32.
     pub fn int8_matmul(&self, a: &[i8], b: &[i8], k: usize, out: &mut [i32]) -> Result<()> {
         const OP: &str = "int8_matmul";
-        if k > MAX_K {
-            let help = "split the product along k and add the parts in a wider type";
-            return Err(Error::argument(OP, format!("k up to {MAX_K}"), k.to_string(), help));
-        }
+        check_k(OP, k)?;
         let rows = |of: &[i8]| of.len().checked_div(k);
         let (Some(m), Some(n)) = (rows(a), rows(b)) else {
             // No columns: every sum is one of nothing.
@@ -84,20 +83,24 @@ impl Cpu {
     }
 }
 
-fn multiply(isa: Isa, a: &[i8], b: &[i8], k: usize, out: &mut [i32], pool: &Pool) {
-    let (m, n) = (a.len() / k, b.len() / k);
-    let a: Vec<i16> = a.iter().map(|v| i16::from(*v)).collect();
-    // outᵀ: [N, M]: rows of b lie together, so that each thread owns its outputs.
-    let products = |transposed: &mut [i32]| {
-        pool.each(transposed, ROWS * m, m * n * k, |i, out| {
-            isa.run(Rows { a: &a, b: &b[i * ROWS * k..], k, out });
-        });
-    };
-    if m == 1 {
-        return products(out);
+/// Refuses rows so long that a sum may leave an i32.
+pub(super) fn check_k(op: &'static str, k: usize) -> Result<()> {
+    if k <= MAX_K {
+        return Ok(());
     }
-    let mut transposed = vec![0; m * n];
-    products(&mut transposed);
+    let help = "split the product along k and add the parts in a wider type";
+    Err(Error::argument(op, format!("k up to {MAX_K}"), k.to_string(), help))
+}
+
+/// `out = a bᵀ`; everything fits.
+fn multiply(isa: Isa, a: &[i8], b: &[i8], k: usize, out: &mut [i32], pool: &Pool) {
+    let m = a.len() / k;
+    if m == 1 {
+        return multiply_transposed(isa, a, b, k, out, pool);
+    }
+    let mut transposed = vec![0; out.len()];
+    multiply_transposed(isa, a, b, k, &mut transposed, pool);
+    let n = out.len() / m;
     pool.each(out, LINE * n, m * n, |i, out| {
         for (j, column) in transposed.chunks_exact(m).enumerate() {
             for (row, sum) in out.chunks_exact_mut(n).zip(&column[i * LINE..]) {
@@ -107,11 +110,47 @@ fn multiply(isa: Isa, a: &[i8], b: &[i8], k: usize, out: &mut [i32], pool: &Pool
     });
 }
 
+/// `out = b aᵀ: [N, M]`: rows of `b` lie together, so that each thread owns its outputs.
+pub(super) fn multiply_transposed(
+    isa: Isa,
+    a: &[i8],
+    b: &[i8],
+    k: usize,
+    out: &mut [i32],
+    pool: &Pool,
+) {
+    let (m, n) = (a.len() / k, b.len() / k);
+    // Two bytes each at most, as the machine takes them.
+    let mut ints = Buffer::new(a.len().div_ceil(4), 0u64);
+    isa.run(Prepare { a, ints: &mut ints });
+    pool.each(out, ROWS * m, m * n * k, |i, out| {
+        let b = &b[i * ROWS * k..][..out.len() / m * k];
+        isa.run(Rows { ints: &ints, b, k, m, out });
+    });
+}
+
+/// Activations as the machine takes them.
+struct Prepare<'a> {
+    a: &'a [i8],
+    ints: &'a mut [u64],
+}
+
+impl Task for Prepare<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (int, a) in bytemuck::cast_slice_mut(self.ints).iter_mut().zip(self.a) {
+            *int = S::int(*a);
+        }
+    }
+}
+
 /// The products of some rows of `b` with all of `a: [M, k]`: `out: [rows, M]`.
 struct Rows<'a> {
-    a: &'a [i16],
+    ints: &'a [u64],
     b: &'a [i8],
     k: usize,
+    m: usize,
     out: &'a mut [i32],
 }
 
@@ -119,20 +158,74 @@ impl Task for Rows<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Rows { a, b, k, out } = self;
-        let m = a.len() / k;
-        let row = |i: usize| &a[i * k..][..k];
-        let mut i = 0;
-        while i < m {
-            for (b, out) in b.chunks_exact(k).zip(out.chunks_exact_mut(m)) {
-                if i + MR <= m {
-                    let sums = s.dot_ints(b, [row(i), row(i + 1), row(i + 2), row(i + 3)]);
-                    out[i..i + MR].copy_from_slice(&sums);
-                } else {
-                    out[i] = s.dot_ints(b, [row(i)])[0];
-                }
+        let a: &[S::Int] = &bytemuck::cast_slice(self.ints)[..self.m * self.k];
+        for first in (0..self.m).step_by(BATCH) {
+            let a = &a[first * self.k..][..BATCH.min(self.m - first) * self.k];
+            if S::SIXTEEN_SUMS {
+                tiles::<S, 4, 4>(s, a, self.b, self.k, self.out, self.m, first);
+            } else {
+                tiles::<S, 3, 3>(s, a, self.b, self.k, self.out, self.m, first);
             }
-            i += if i + MR <= m { MR } else { 1 };
+        }
+        if S::OFFSET != 0 {
+            // An activation that is 1 with the offset, to sum the weights. Sums are right modulo
+            // 2^32 throughout, and in the end they fit.
+            let ones = vec![S::int((1 - S::OFFSET) as i8); self.k];
+            for (b, out) in self.b.chunks_exact(self.k).zip(self.out.chunks_exact_mut(self.m)) {
+                let [[sum]] = s.dot_ints([b], [&ones]);
+                let too_much = sum.wrapping_mul(S::OFFSET);
+                out.iter_mut().for_each(|out| *out = out.wrapping_sub(too_much));
+            }
+        }
+    }
+}
+
+/// The products of all rows of `b` with some of `a`, which begin at row `first`, in tiles of `C`
+/// times `R`.
+#[inline(always)]
+fn tiles<S: Simd, const C: usize, const R: usize>(
+    s: S,
+    a: &[S::Int],
+    b: &[i8],
+    k: usize,
+    out: &mut [i32],
+    m: usize,
+    first: usize,
+) {
+    let whole = b.len() / k / C * C;
+    let (tiles, rest) = b.split_at(whole * k);
+    let (out_tiles, out_rest) = out.split_at_mut(whole * m);
+    for (b, out) in tiles.chunks_exact(C * k).zip(out_tiles.chunks_exact_mut(C * m)) {
+        strip::<S, C, R>(s, a, b, k, out, m, first);
+    }
+    for (b, out) in rest.chunks_exact(k).zip(out_rest.chunks_exact_mut(m)) {
+        strip::<S, 1, R>(s, a, b, k, out, m, first);
+    }
+}
+
+/// The products of `C` rows of `b`.
+#[inline(always)]
+fn strip<S: Simd, const C: usize, const R: usize>(
+    s: S,
+    a: &[S::Int],
+    b: &[i8],
+    k: usize,
+    out: &mut [i32],
+    m: usize,
+    first: usize,
+) {
+    let b: [&[i8]; C] = std::array::from_fn(|c| &b[c * k..][..k]);
+    let whole = a.len() / k / R * R;
+    for i in (0..whole).step_by(R) {
+        let sums = s.dot_ints(b, std::array::from_fn::<_, R, _>(|r| &a[(i + r) * k..][..k]));
+        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(m)) {
+            out[first + i..][..R].copy_from_slice(sums);
+        }
+    }
+    for (i, a) in a[whole * k..].chunks_exact(k).enumerate() {
+        let sums = s.dot_ints(b, [a]);
+        for ([sum], out) in sums.iter().zip(out.chunks_exact_mut(m)) {
+            out[first + whole + i] = *sum;
         }
     }
 }

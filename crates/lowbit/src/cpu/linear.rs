@@ -130,6 +130,11 @@ impl Pool {
         Pool { serial: multiply_adds < PARALLEL_FROM }
     }
 
+    /// Whether this thread works alone.
+    pub fn is_serial(&self) -> bool {
+        self.serial
+    }
+
     /// Runs all steps of an operation: one way into the thread pool instead of one for each.
     pub fn enter(&self, steps: impl FnOnce() + Send) {
         if self.serial { steps() } else { rayon::scope(|_| steps()) }

@@ -6,10 +6,12 @@ pub(crate) mod convert;
 mod dequantize;
 mod device;
 mod dispatch;
+pub(crate) mod embedding;
 mod gemm;
 mod gemm16;
 mod gemv;
 mod int8;
+mod int8_linear;
 mod linear;
 pub mod measure;
 mod outliers;
@@ -303,7 +305,7 @@ fn with_f32<T: Element>(out: &mut [T], f: impl FnOnce(&mut [f32])) {
     }
 }
 
-fn check_len(op: &'static str, what: &str, expected: usize, got: usize) -> Result<()> {
+pub(crate) fn check_len(op: &'static str, what: &str, expected: usize, got: usize) -> Result<()> {
     if expected == got {
         return Ok(());
     }

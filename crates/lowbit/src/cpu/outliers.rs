@@ -46,10 +46,7 @@ impl Cpu {
                 ));
             }
         };
-        if threshold.is_nan() || threshold < 0.0 {
-            let help = "pass 0 for no outliers";
-            return Err(Error::argument(OP, "a threshold from 0", threshold.to_string(), help));
-        }
+        check_threshold(OP, threshold)?;
         if threshold == 0.0 {
             let codes = self.quantize(format, x, &shape, None)?;
             return Ok(WithoutOutliers { codes, columns: Vec::new() });
@@ -83,4 +80,12 @@ impl Cpu {
         })?;
         Ok(WithoutOutliers { codes, columns })
     }
+}
+
+pub(super) fn check_threshold(op: &'static str, threshold: f32) -> Result<()> {
+    if threshold >= 0.0 {
+        return Ok(());
+    }
+    let help = "pass 0 for no outliers";
+    Err(Error::argument(op, "a threshold from 0", threshold.to_string(), help))
 }

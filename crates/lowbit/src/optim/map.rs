@@ -23,6 +23,11 @@ impl Map {
     pub fn format(&self) -> &'static Format {
         self.format
     }
+
+    /// The thresholds between codes `i` and `i + 1`: the smallest number that has the higher one.
+    pub fn thresholds(&self) -> &'static [f32] {
+        self.encoder.ups
+    }
 }
 
 /// For what may be negative.

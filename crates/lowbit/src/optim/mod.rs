@@ -4,8 +4,8 @@
 //! A [`Rule`] says how a step is taken, [`Settings`] with which numbers, and each of the rule's
 //! [`Moment`]s is either f32 or codes of the dynamic map in blocks of [`BLOCK_SIZE`] with an absmax
 //! each: signed codes for a moment that may be negative, unsigned ones else. One pass over
-//! parameter, gradient and moments does it all: dequantize, update, quantize. [`reference`] is its
-//! specification, and every instruction set gives its bits.
+//! parameter, gradient and moments does it all: dequantize, update, quantize.
+//! [`reference`](mod@reference) is its specification, and every instruction set gives its bits.
 //!
 //! ```
 //! use lowbit::{Cpu, optim::{Rule, Settings, State}};

@@ -65,6 +65,17 @@ impl Rule {
             Rule::Lion | Rule::Momentum | Rule::RmsProp | Rule::Adagrad => &map::ONE,
         }
     }
+
+    /// Whether a weight decay goes through the gradient; else it shrinks the parameter.
+    pub fn decays_gradient(self) -> bool {
+        matches!(self, Rule::Momentum | Rule::RmsProp | Rule::Adagrad)
+    }
+
+    /// Whether the parameter shrinks before the update, as with bitsandbytes' kernels, and not
+    /// after it.
+    pub fn decays_first(self) -> bool {
+        self == Rule::Lion
+    }
 }
 
 /// The numbers of a step; [`Settings::of`] has each rule's usual ones.
@@ -201,18 +212,15 @@ impl Coefficients {
                 // (m / first) / (sqrt(v) / second + eps), with one division.
                 c.gain = second / first;
                 c.eps = (second * s.eps) as f32;
-                c.after = keep;
             }
             Rule::AdEmaMix => {
                 c.decay = [beta(s.beta1), beta(s.beta3), beta(s.beta2)];
                 c.mix = [(1.0 / first) as f32, s.alpha as f32];
                 c.root = (1.0 / second) as f32;
-                c.after = keep;
             }
             Rule::Lion => {
                 c.decay[0] = beta(s.beta2);
                 c.mix = beta(s.beta1);
-                c.before = keep;
             }
             Rule::Momentum => {
                 // The first step starts the momentum with the gradient.
@@ -225,8 +233,12 @@ impl Coefficients {
             Rule::RmsProp => {}
             Rule::Adagrad => c.decay[0] = [1.0, 1.0],
         }
-        if matches!(rule, Rule::Momentum | Rule::RmsProp | Rule::Adagrad) {
+        if rule.decays_gradient() {
             c.l2 = s.weight_decay as f32;
+        } else if rule.decays_first() {
+            c.before = keep;
+        } else {
+            c.after = keep;
         }
         c.rate = (-s.lr * c.gain) as f32;
         c

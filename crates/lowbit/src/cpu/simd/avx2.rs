@@ -365,31 +365,48 @@ impl Simd for Avx2 {
         }
     }
 
+    type Int = i16;
+    const OFFSET: i32 = 0;
+    const SIXTEEN_SUMS: bool = false;
     #[inline(always)]
-    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
-        let whole = w.len() / 16 * 16;
-        let mut sums = [0; R];
+    fn int(x: i8) -> i16 {
+        i16::from(x)
+    }
+    #[inline(always)]
+    fn dot_ints<const C: usize, const R: usize>(
+        self,
+        w: [&[i8]; C],
+        x: [&[i16]; R],
+    ) -> [[i32; R]; C] {
+        let len = x[0].len();
+        let (w, x) = (w.map(|w| &w[..len]), x.map(|x| &x[..len]));
+        let whole = len / 16 * 16;
+        let mut sums = [[0; R]; C];
         // SAFETY: see the top of this block.
         unsafe {
-            let mut acc = [_mm256_setzero_si256(); R];
+            let mut acc = [[_mm256_setzero_si256(); R]; C];
             for at in (0..whole).step_by(16) {
-                let w = &w[at..at + 16];
-                let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.as_ptr().cast()));
-                for r in 0..R {
-                    acc[r] = _mm256_add_epi32(acc[r], products(w, &x[r][at..]));
+                for c in 0..C {
+                    let w = _mm_loadu_si128(w[c][at..at + 16].as_ptr().cast());
+                    let w = _mm256_cvtepi8_epi16(w);
+                    for r in 0..R {
+                        acc[c][r] = _mm256_add_epi32(acc[c][r], products(w, &x[r][at..at + 16]));
+                    }
                 }
             }
-            for r in 0..R {
-                let four = _mm_add_epi32(
-                    _mm256_castsi256_si128(acc[r]),
-                    _mm256_extracti128_si256::<1>(acc[r]),
-                );
-                let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-                let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-                sums[r] = _mm_cvtsi128_si32(one);
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                for (sum, acc) in sums.iter_mut().zip(acc) {
+                    let four = _mm_add_epi32(
+                        _mm256_castsi256_si128(acc),
+                        _mm256_extracti128_si256::<1>(acc),
+                    );
+                    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+                    let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+                    *sum = _mm_cvtsi128_si32(one);
+                }
             }
         }
-        dot_ints_scalar(&w[whole..], x.map(|x| &x[whole..]), &mut sums);
+        dot_ints_scalar(w, x, whole, &mut sums);
         sums
     }
 

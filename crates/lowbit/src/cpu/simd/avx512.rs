@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{Cells, STEP16, Simd, Task, max_magnitude_bits_scalar};
 
 /// Proof that the machine has these features.
 #[derive(Debug, Clone, Copy)]
@@ -313,26 +313,55 @@ impl Simd for Avx512 {
         }
     }
 
+    /// Unsigned, as `vpdpbusd` takes it.
+    type Int = u8;
+    const OFFSET: i32 = 128;
+    const SIXTEEN_SUMS: bool = true;
     #[inline(always)]
-    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
-        let whole = w.len() / 32 * 32;
-        let mut sums = [0; R];
-        // SAFETY: see the top of this block.
+    fn int(x: i8) -> u8 {
+        x as u8 ^ 0x80
+    }
+    #[inline(always)]
+    fn dot_ints<const C: usize, const R: usize>(
+        self,
+        w: [&[i8]; C],
+        x: [&[u8]; R],
+    ) -> [[i32; R]; C] {
+        let len = x[0].len();
+        let (w, x) = (w.map(|w| &w[..len]), x.map(|x| &x[..len]));
+        let whole = len / 64 * 64;
+        let mut sums = [[0; R]; C];
+        // SAFETY: see the top of this block; masked loads read only what their mask names.
         unsafe {
-            let mut acc = [_mm512_setzero_si512(); R];
-            for at in (0..whole).step_by(32) {
-                let w = &w[at..at + 32];
-                let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.as_ptr().cast()));
-                for r in 0..R {
-                    let x = &x[r][at..at + 32];
-                    acc[r] = _mm512_dpwssd_epi32(acc[r], w, _mm512_loadu_si512(x.as_ptr().cast()));
+            let mut acc = [[_mm512_setzero_si512(); R]; C];
+            for at in (0..whole).step_by(64) {
+                let mut ints = [_mm512_setzero_si512(); R];
+                for (ints, x) in ints.iter_mut().zip(x) {
+                    *ints = _mm512_loadu_si512(x[at..at + 64].as_ptr().cast());
+                }
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    let w = _mm512_loadu_si512(w[at..at + 64].as_ptr().cast());
+                    for (acc, ints) in acc.iter_mut().zip(ints) {
+                        *acc = _mm512_dpbusd_epi32(*acc, ints, w);
+                    }
                 }
             }
-            for r in 0..R {
-                sums[r] = _mm512_reduce_add_epi32(acc[r]);
+            if whole < len {
+                let rest = !0 >> (64 - (len - whole));
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    let w = _mm512_maskz_loadu_epi8(rest, w[whole..].as_ptr());
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        let ints = _mm512_maskz_loadu_epi8(rest, x[whole..].as_ptr().cast());
+                        *acc = _mm512_dpbusd_epi32(*acc, ints, w);
+                    }
+                }
+            }
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                for (sum, acc) in sums.iter_mut().zip(acc) {
+                    *sum = _mm512_reduce_add_epi32(acc);
+                }
             }
         }
-        dot_ints_scalar(&w[whole..], x.map(|x| &x[whole..]), &mut sums);
         sums
     }
 

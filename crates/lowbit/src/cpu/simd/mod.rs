@@ -131,8 +131,21 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc + scale * sum(w x)`, spread over the lanes; `x` are 64 numbers in a step's order.
     fn dot_step(self, acc: Self::F, w: Self::Step, x: &[i16], scales: Self::Scales) -> Self::F;
 
-    /// `sum(w x)` of integers for `R` rows `x` of the same length. Exact; the sums fit.
-    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R];
+    /// An 8-bit activation as the product of integers takes it.
+    type Int: bytemuck::Pod + Send + Sync;
+    /// What is added to every activation.
+    const OFFSET: i32;
+    /// Whether the sums of four rows of weights and four of activations fit into the registers.
+    const SIXTEEN_SUMS: bool;
+    /// Prepares an activation.
+    fn int(x: i8) -> Self::Int;
+    /// `sum(w (x + OFFSET))` for `C` rows `w` and `R` rows `x`, all of one length. Exact; the sums
+    /// fit.
+    fn dot_ints<const C: usize, const R: usize>(
+        self,
+        w: [&[i8]; C],
+        x: [&[Self::Int]; R],
+    ) -> [[i32; R]; C];
 
     /// Thresholds and codes of a format with at most 16 codes.
     type Ranks: Copy;
@@ -157,12 +170,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn max_magnitude_bits(self, x: &[f32]) -> u32;
 }
 
-/// Adds the products of integers too few for a vector.
+/// Adds the products of the integers from `from` on, too few for a vector.
 #[inline(always)]
-fn dot_ints_scalar<const R: usize>(w: &[i8], x: [&[i16]; R], sums: &mut [i32; R]) {
-    for (x, sum) in x.iter().zip(sums) {
-        for (w, x) in w.iter().zip(*x) {
-            *sum += i32::from(*w) * i32::from(*x);
+fn dot_ints_scalar<const C: usize, const R: usize>(
+    w: [&[i8]; C],
+    x: [&[i16]; R],
+    from: usize,
+    sums: &mut [[i32; R]; C],
+) {
+    for (w, sums) in w.iter().zip(sums) {
+        for (x, sum) in x.iter().zip(sums) {
+            for (w, x) in w[from..].iter().zip(&x[from..]) {
+                *sum += i32::from(*w) * i32::from(*x);
+            }
         }
     }
 }

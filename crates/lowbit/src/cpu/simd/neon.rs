@@ -305,26 +305,44 @@ impl Simd for Neon {
         acc
     }
 
+    type Int = i16;
+    const OFFSET: i32 = 0;
+    const SIXTEEN_SUMS: bool = true;
     #[inline(always)]
-    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
-        let whole = w.len() / 8 * 8;
-        let mut sums = [0; R];
+    fn int(x: i8) -> i16 {
+        i16::from(x)
+    }
+    #[inline(always)]
+    fn dot_ints<const C: usize, const R: usize>(
+        self,
+        w: [&[i8]; C],
+        x: [&[i16]; R],
+    ) -> [[i32; R]; C] {
+        let len = x[0].len();
+        let (w, x) = (w.map(|w| &w[..len]), x.map(|x| &x[..len]));
+        let whole = len / 8 * 8;
+        let mut sums = [[0; R]; C];
         // SAFETY: see the top of this block.
         unsafe {
-            let mut acc = [vdupq_n_s32(0); R];
+            let mut acc = [[vdupq_n_s32(0); R]; C];
             for at in (0..whole).step_by(8) {
-                let w = vmovl_s8(vld1_s8(w[at..at + 8].as_ptr()));
-                for r in 0..R {
-                    let x = vld1q_s16(x[r][at..at + 8].as_ptr());
-                    acc[r] = vmlal_s16(acc[r], vget_low_s16(w), vget_low_s16(x));
-                    acc[r] = vmlal_high_s16(acc[r], w, x);
+                let ints = x.map(|x| vld1q_s16(x[at..at + 8].as_ptr()));
+                for c in 0..C {
+                    let w = vmovl_s8(vld1_s8(w[c][at..at + 8].as_ptr()));
+                    for r in 0..R {
+                        let (low, x) = (vget_low_s16(w), ints[r]);
+                        acc[c][r] = vmlal_s16(acc[c][r], low, vget_low_s16(x));
+                        acc[c][r] = vmlal_high_s16(acc[c][r], w, x);
+                    }
                 }
             }
-            for r in 0..R {
-                sums[r] = vaddvq_s32(acc[r]);
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                for (sum, acc) in sums.iter_mut().zip(acc) {
+                    *sum = vaddvq_s32(acc);
+                }
             }
         }
-        dot_ints_scalar(&w[whole..], x.map(|x| &x[whole..]), &mut sums);
+        dot_ints_scalar(w, x, whole, &mut sums);
         sums
     }
 

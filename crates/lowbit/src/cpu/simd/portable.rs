@@ -184,10 +184,21 @@ impl Simd for Portable {
         acc
     }
 
+    type Int = i16;
+    const OFFSET: i32 = 0;
+    const SIXTEEN_SUMS: bool = false;
     #[inline(always)]
-    fn dot_ints<const R: usize>(self, w: &[i8], x: [&[i16]; R]) -> [i32; R] {
-        let mut sums = [0; R];
-        dot_ints_scalar(w, x, &mut sums);
+    fn int(x: i8) -> i16 {
+        i16::from(x)
+    }
+    #[inline(always)]
+    fn dot_ints<const C: usize, const R: usize>(
+        self,
+        w: [&[i8]; C],
+        x: [&[i16]; R],
+    ) -> [[i32; R]; C] {
+        let mut sums = [[0; R]; C];
+        dot_ints_scalar(w, x, 0, &mut sums);
         sums
     }
 
