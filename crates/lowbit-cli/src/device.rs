@@ -48,7 +48,9 @@ impl DeviceArgs {
     pub fn choose(&self) -> Result<Chosen> {
         match &self.device {
             Choice::Cpu => Ok(Chosen::Cpu),
-            Choice::Gpu(name) => Ok(Chosen::Gpu(Gpu::open(&Adapter::find(name.as_deref())?, false)?)),
+            Choice::Gpu(name) => {
+                Ok(Chosen::Gpu(Gpu::open(&Adapter::find(name.as_deref())?, false)?))
+            }
             Choice::Auto => match best(&Adapter::all()).map(|adapter| Gpu::open(adapter, false)) {
                 None => Ok(Chosen::Cpu),
                 Some(Ok(gpu)) => Ok(Chosen::Gpu(gpu)),

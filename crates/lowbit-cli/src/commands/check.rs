@@ -103,7 +103,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     let path = args.output.display();
     if findings.failures.is_empty() {
         writeln!(out, "\n{name}: {} comparisons, all as they should be", findings.cases)?;
-        writeln!(out, "{dim}{path} has the figures; attach it if you report on this device.{dim:#}")?;
+        writeln!(
+            out,
+            "{dim}{path} has the figures; attach it if you report on this device.{dim:#}"
+        )?;
         return Ok(());
     }
     Err(Failure::failed(format!(

@@ -23,7 +23,12 @@ const FIELDS: [&str; 13] = [
 /// The objects that a run on a device printed, one a line. A debug build warns on stderr.
 #[track_caller]
 fn records_on(device: &str, arguments: &[&str]) -> Vec<Value> {
-    let run = lowbit(&[arguments, &["--device", device, "--seconds", "0.01", "--json"]].concat());
+    records_of(device, &[arguments, &["--device", device]].concat())
+}
+
+#[track_caller]
+fn records_of(device: &str, arguments: &[&str]) -> Vec<Value> {
+    let run = lowbit(&[arguments, &["--seconds", "0.01", "--json"]].concat());
     assert_eq!(run.status, Some(0), "{}", run.stderr);
     let parse = |line| serde_json::from_str(line).expect("JSON");
     let records: Vec<Value> = run.stdout.lines().map(parse).collect();
@@ -61,8 +66,7 @@ fn linear_has_a_record_for_every_combination() {
 #[test]
 fn quantize_and_dequantize_are_exact() {
     for op in ["quantize", "dequantize"] {
-        let all =
-            records(&["bench", op, "--format", "nf4", "--double-quant", "--shape", "70x100"]);
+        let all = records(&["bench", op, "--format", "nf4", "--double-quant", "--shape", "70x100"]);
         assert_eq!(all.len(), 1);
         assert_eq!((&all[0]["op"], &all[0]["max_error"]), (&op.into(), &0.0.into()));
         assert_eq!((&all[0]["rows"], &all[0]["gflop_s"]), (&Value::Null, &Value::Null));
@@ -72,8 +76,10 @@ fn quantize_and_dequantize_are_exact() {
 #[test]
 fn optimizers_take_the_steps_of_the_reference() {
     let arguments = ["bench", "optimizer", "--optimizer", "adam,lion", "--bits", "8,32"];
-    let more = ["--numbers", "5000", "--dtype", "f32,bf16", "--seconds", "0.01", "--json"];
-    let all = records(lowbit(&[&arguments[..], &more].concat()));
+    let all = records_of(
+        "cpu",
+        &[&arguments[..], &["--numbers", "5000", "--dtype", "f32,bf16"]].concat(),
+    );
     assert_eq!(all.len(), 8);
     assert_eq!((&all[0]["op"], &all[0]["format"]), (&"optimizer".into(), &"adam 8-bit".into()));
     assert!(all.iter().all(|r| r["max_error"] == 0.0));

@@ -66,11 +66,8 @@ fn logits_of_every_model_type_are_those_of_the_cpu() {
 }
 
 fn greedy(session: &mut Session<'_>, prompt: &[u32], count: usize, eos: &[u32]) -> Generation {
-    let options = Options {
-        max_new_tokens: count,
-        sampling: Sampling::GREEDY,
-        eos_token_ids: eos.to_vec(),
-    };
+    let options =
+        Options { max_new_tokens: count, sampling: Sampling::GREEDY, eos_token_ids: eos.to_vec() };
     session.generate(prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 

@@ -189,11 +189,8 @@ than the floor, which is for weights that come from memory.";
 
 /// One prompt and one answer, from an empty cache.
 fn answer(model: &Model, prompt: usize, new: usize) -> Result<Generation> {
-    let options = Options {
-        max_new_tokens: new,
-        sampling: Sampling::GREEDY,
-        eos_token_ids: Vec::new(),
-    };
+    let options =
+        Options { max_new_tokens: new, sampling: Sampling::GREEDY, eos_token_ids: Vec::new() };
     let mut session = Session::new(model, prompt.saturating_add(new))?;
     let prompt = some_tokens(model, prompt);
     Ok(session.generate(&prompt, &options, &mut |_| ControlFlow::Continue(()))?)

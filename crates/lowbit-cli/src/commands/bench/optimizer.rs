@@ -8,6 +8,7 @@ use lowbit::{Cpu, DType, Element};
 
 use super::limits::Limits;
 use super::measure::{Times, gaussian};
+use super::on::On;
 use super::record::{Measured, Record, Report};
 use super::{Effort, warn_of_debug_build};
 use crate::args::{self, Threads};
@@ -86,7 +87,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
         }
     }
     drop(progress);
-    report.finish(&limits, None)
+    report.finish(&On::Cpu(limits), None)
 }
 
 struct Case {
@@ -144,7 +145,7 @@ impl Case {
             rows: None,
             dtype: self.dtype.name(),
             device: "cpu",
-            isa: Cpu::best().isa().name(),
+            isa: Cpu::best().isa().name().to_owned(),
             threads: rayon::current_num_threads(),
             ms_min: 1e3 * times.min(),
             ms_median: 1e3 * times.median(),

@@ -2,6 +2,7 @@
 //! have learnt.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -78,10 +79,10 @@ impl Random {
             include: storage.include.to_vec(),
         };
         for (name, shape) in &this.shapes {
-            let key = (shape.clone(), this.is_quantized(name, shape));
-            if !this.weights.contains_key(&key) {
-                let weight = random(shape, key.1.then_some(storage))?;
-                this.weights.insert(key, weight);
+            let is_quantized = this.is_quantized(name, shape);
+            let key = (shape.clone(), is_quantized);
+            if let Entry::Vacant(place) = this.weights.entry(key) {
+                place.insert(random(shape, is_quantized.then_some(storage))?);
             }
         }
         Ok(this)
