@@ -139,6 +139,27 @@ def test_gradients_do_not_make_a_dense_weight(monkeypatch):
     torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
 
 
+def test_int8_layers_train_without_a_dense_weight(monkeypatch):
+    layer = bnb.nn.Linear8bitLt(96, 64, has_fp16_weights=False).to("cpu").train()
+    x, dy = torch.randn(2, 5, 96, requires_grad=True), torch.randn(2, 5, 64)
+    y = layer(x)
+    y.backward(dy)
+    assert type(y.grad_fn).__name__ == "MatMul8bitFpBackward"
+    state = layer.state
+    dense = state.CB.float() * state.SCB[:, None] / 127
+    expected = x.detach() @ dense.t() + layer.bias
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(x.grad, dy @ dense, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
+
+
+def test_int8_layers_still_train_their_weights():
+    layer = bnb.nn.Linear8bitLt(64, 32, has_fp16_weights=True).to("cpu").train()
+    x = torch.randn(3, 64)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, torch.ones(3, 32).t() @ x)
+
+
 def test_refuses_what_bitsandbytes_would_spoil():
     w = torch.ones(2, 64)
     w[1, 3] = torch.nan

@@ -161,8 +161,8 @@ def _never() -> bool:
     return False
 
 
-def use_transposed_product() -> None:
-    """Compute the gradients of bitsandbytes' matrix products without a dense weight."""
+def train_without_dense_weights() -> None:
+    """Replace what bitsandbytes does in training: it dequantizes weights for each product."""
     from bitsandbytes.autograd import _functions
 
     from lowbit.integrations import bnb_autograd
@@ -171,6 +171,11 @@ def use_transposed_product() -> None:
     _expect(_functions.MatMul4Bit.backward, "(ctx, grad_output)")
     ours = bnb_autograd.matmul_4bit_class(_functions.MatMul4Bit)
     _replace(_functions, "MatMul4Bit", ours)
+    if hasattr(_functions, "MatMul8bitFp"):  # Older versions multiply integers in training, too.
+        _expect(_functions.MatMul8bitFp.forward, "(ctx, A, B, out, bias, state)")
+        _expect(_functions.MatMul8bitFp.backward, "(ctx, grad_output)")
+        ours = bnb_autograd.matmul_8bit_class(_functions.MatMul8bitFp)
+        _replace(_functions, "MatMul8bitFp", ours)
 
 
 def use_lora_on_quantized_layers() -> None:

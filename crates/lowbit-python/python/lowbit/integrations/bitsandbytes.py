@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit import formats
+from lowbit import formats, ops
+from lowbit import functional as F
 from lowbit.backends import PackedWeight
 
 SWITCH = "LOWBIT_BNB_BACKEND"
@@ -48,7 +49,7 @@ def register() -> None:
             if device == "cpu":
                 adapter.keep_weights_as_stored()
         if devices():
-            adapter.use_transposed_product()
+            adapter.train_without_dense_weights()
 
 
 def devices() -> list[str]:
@@ -60,7 +61,7 @@ def devices() -> list[str]:
     asked = os.environ.get(SWITCH, "all")
     if asked not in ("all", "cpu", "mps", "off"):
         raise ValueError(f"{SWITCH}: expected all, cpu, mps or off, got {asked!r}")
-    here = ["cpu"] + ["mps"] * torch.backends.mps.is_available()
+    here = [device for device in ops.NATIVE if F.is_available(device)]
     return [device for device in here if asked in ("all", device)]
 
 

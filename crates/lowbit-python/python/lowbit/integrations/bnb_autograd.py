@@ -1,4 +1,4 @@
-"""Gradients of bitsandbytes' 4-bit product without a dense weight."""
+"""bitsandbytes' products in training, without a dense weight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit import ops
+from lowbit import formats, ops
 from lowbit.backends import PackedWeight
 
 
@@ -26,6 +26,52 @@ def matmul_4bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autog
             return ops.linear_transposed(grad_output, *weight), None, None, grad_bias, None
 
     return MatMul4Bit
+
+
+def matmul_8bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Bitsandbytes' `MatMul8bitFp`, which dequantizes int8 weights for each product, without that.
+
+    Weights that are trained themselves are left to it.
+    """
+
+    class MatMul8bitFp(theirs):  # type: ignore[valid-type, misc]
+        @staticmethod
+        def forward(
+            ctx: Any,
+            A: Tensor,
+            B: Tensor,
+            out: Tensor | None = None,
+            bias: Tensor | None = None,
+            state: Any = None,
+        ) -> Tensor:
+            ctx.weight = None
+            if state.has_fp16_weights or state.CB is None or state.SCB is None:
+                return theirs.forward(ctx, A, B, out, bias, state)  # type: ignore[attr-defined]
+            ctx.weight = packed_rows(state.CB, state.SCB)
+            ctx.dtype_bias = None if bias is None else bias.dtype
+            return ops.linear(A, bias, *ctx.weight)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+            if ctx.weight is None:
+                return theirs.backward(ctx, grad_output)  # type: ignore[attr-defined]
+            grad_A = grad_bias = None
+            if ctx.needs_input_grad[0]:
+                grad_A = ops.linear_transposed(grad_output, *ctx.weight)
+            if ctx.needs_input_grad[3]:
+                flat = grad_output.reshape(-1, grad_output.shape[-1])
+                grad_bias = flat.sum(0, dtype=ctx.dtype_bias)
+            return grad_A, None, None, grad_bias, None
+
+    return MatMul8bitFp
+
+
+def packed_rows(codes: Tensor, absmax: Tensor) -> PackedWeight:
+    """The arguments of our operations for int8 rows."""
+    name = next(f.name for f in formats.ALL.values() if f.library is None)
+    n, k = codes.shape
+    absmax = absmax.reshape(-1)
+    return PackedWeight(codes, absmax, None, None, None, None, None, name, (n, k), max(k, 1), 0)
 
 
 def packed_weight(codes: Tensor, state: Any) -> PackedWeight:
