@@ -20,7 +20,7 @@ mod _native {
         dequantize, double_quantize, int8_matmul, int8_rescale, linear, linear_transposed, quantize,
     };
     #[pymodule_export]
-    use crate::table::{formats, instruction_set};
+    use crate::table::{conformance, formats, instruction_set};
     #[pymodule_export]
     use crate::threads::{after_fork, set_threads};
     use pyo3::prelude::*;

@@ -1,11 +1,13 @@
 //! The table of formats, as data for the Python half.
 
-use lowbit::Format;
+use lowbit::conformance::Size;
 use lowbit::cpu::Isa;
 use lowbit::format::{Keys, Layout, Packing, ScaleKind, Values};
-
+use lowbit::{Cpu, Format};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use crate::threads;
 
 /// Every format: a dict of its fields, by the names of `lowbit.formats.Format`.
 #[pyfunction]
@@ -63,6 +65,18 @@ fn describe<'py>(py: Python<'py>, format: &Format) -> PyResult<Bound<'py, PyDict
         },
     )?;
     Ok(dict)
+}
+
+/// Holds every instruction set of this machine to the scalar reference: its name, the number of
+/// comparisons, and a line for each that failed.
+#[pyfunction]
+pub fn conformance(py: Python<'_>, full: bool) -> Vec<(&'static str, usize, Vec<String>)> {
+    let size = if full { Size::Full } else { Size::Quick };
+    let run = |isa: Isa| {
+        let report = threads::run(|| lowbit::conformance::run(&Cpu::with(isa), size));
+        (isa.name(), report.cases, report.failures)
+    };
+    py.detach(|| Isa::available().into_iter().map(run).collect())
 }
 
 /// The instruction set that the kernels use on this machine.
