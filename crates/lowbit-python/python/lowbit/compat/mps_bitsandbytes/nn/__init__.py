@@ -12,10 +12,7 @@ from lowbit.compat.mps_bitsandbytes.nn.linear import (
     LinearFP8,
     OutlierAwareLinear,
 )
-from lowbit.compat.mps_bitsandbytes.nn.switchback import (
-    SwitchBackLinear,
-    SwitchBackLinearCallback,
-)
+from lowbit.nn.switchback import SwitchBackLinear, SwitchBackLinearCallback
 
 __all__ = [
     "Embedding4bit",
