@@ -50,8 +50,9 @@ fn text_streams_as_json_has_it() {
 fn a_gpu_writes_what_the_processor_writes() {
     let Some(gpu) = gpu() else { return };
     let on = |device: &str| {
-        let arguments = ["generate", QUANTIZED, "--prompt", "ROMEO:", "--max-new-tokens", "24"];
-        lowbit(&[&arguments[..], &["--device", device]].concat()).succeeds()
+        let arguments = ["generate", QUANTIZED, "--tokenizer", MODEL, "--prompt", "ROMEO:"];
+        let more = ["--max-new-tokens", "24", "--device", device];
+        lowbit(&[&arguments[..], &more].concat()).succeeds()
     };
     assert_eq!(on("cpu"), on(&gpu));
 }
