@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::ArgGroup;
 use clap::builder::PossibleValuesParser;
 use lowbit::{DType, Format};
 use lowbit_llm::generate::{Generation, Options, Session};
@@ -27,6 +28,7 @@ use crate::ui::Progress;
 
 /// Measure a whole model: tokens per second of prompt and answer
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("what").required(true))]
 #[command(after_help = "\
 Examples:
   lowbit bench model models/tinybard-nf4dq
@@ -39,10 +41,10 @@ max_error compares the logits of one pass over many tokens with those of passes 
 those of a GPU with the CPU's. With --shape the weights are random, the output layer in 16 bit.")]
 pub struct Args {
     /// A model directory
-    #[arg(required_unless_present = "shape")]
+    #[arg(group = "what")]
     model: Option<PathBuf>,
     /// Measure random weights in the shape of this model
-    #[arg(long, value_name = "SHAPE", conflicts_with = "model",
+    #[arg(long, value_name = "SHAPE", group = "what",
           value_parser = PossibleValuesParser::new(shape::NAMES))]
     shape: Option<String>,
     /// Format of random weights
