@@ -4,9 +4,11 @@ use rayon::prelude::*;
 
 use super::dispatch::Isa;
 use super::gemm::Gemm;
+use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
 use super::simd::{Simd, Task};
+use super::tile;
 use super::view::View;
 use crate::DType;
 
@@ -17,9 +19,13 @@ const PARALLEL_FROM: usize = 1 << 20;
 const ROWS: usize = 8;
 /// The same for tiles of 16-bit integers.
 const ROWS16: usize = 32;
+/// The same where there are many rows of `x`; a multiple of a tile's.
+const ROWS_WIDE: usize = 8 * tile::ROWS;
 /// Rows of activations that are multiplied with all weights before the next are looked at: so many
 /// stay in a core's second-level cache, and decoding the weights again for each costs a twentieth.
 const BATCH: usize = 72;
+/// The same where tiles are wide: a multiple of every width.
+const BATCH_WIDE: usize = 96;
 /// Rows of `y` that are transposed together: a cache line of f32.
 const LINE: usize = 16;
 
@@ -41,8 +47,13 @@ pub(crate) fn linear(
     }
     let m = y.len() / n;
     let pool = Pool::for_work(m * n * k);
-    // As equal as whole groups of six allow: six rows of x are multiplied at a time.
-    let rows = m.div_ceil(m.div_ceil(BATCH)).next_multiple_of(6);
+    // As equal as whole groups of the rows that are multiplied at a time allow.
+    let split = precision == DType::F32;
+    let (batch, group) = match isa.run(Uses16 { m, split }) {
+        true => (BATCH, 6),
+        false => (BATCH_WIDE, isa.run(Width)),
+    };
+    let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
     let batches = y.chunks_mut(rows * n).enumerate();
     pool.enter(|| {
         for (i, y) in batches {
@@ -75,6 +86,12 @@ fn multiply(
         Some(p) => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y })),
         None if m == 1 && Gemv::fits(isa, view) => {
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemv { view, x, first, y }));
+        }
+        None if k > 0 && fills(m, isa.run(Width)) => {
+            let x = &tile::panels(x, m, k, isa.run(Width), pool);
+            pool.rows(yt, m, ROWS_WIDE, |first, y| {
+                isa.run(GemmWide { view, x, m, first, y });
+            });
         }
         None => {
             let x = &Gemm::pad(x, m, k);
@@ -117,6 +134,12 @@ impl Task for Uses16 {
     fn run<S: Simd>(self, _: S) -> bool {
         if self.split { S::SPLITS_F32 && self.m == 1 } else { self.m <= S::ROWS16 }
     }
+}
+
+/// Whether rows of `x` fill several panels of that width, and at least four fifths of the last of them
+/// all: else what goes without saying elsewhere, decoding and missing rows, weighs too much.
+fn fills(m: usize, width: usize) -> bool {
+    m >= 2 * width && m.next_multiple_of(width) * 4 <= m * 5
 }
 
 /// This thread alone, or all of them.

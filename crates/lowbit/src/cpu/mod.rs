@@ -9,6 +9,7 @@ mod dispatch;
 pub(crate) mod embedding;
 mod gemm;
 mod gemm16;
+mod gemm_wide;
 mod gemv;
 mod int8;
 mod int8_linear;
@@ -18,6 +19,7 @@ mod outliers;
 mod quantize;
 pub mod reference;
 pub(crate) mod simd;
+mod tile;
 mod transposed;
 mod view;
 

@@ -1,16 +1,16 @@
 //! `dx = dy w`: the gradient of a linear layer's input, without a dense copy of `w`.
 
+use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::linear::Pool;
 use super::simd::{Simd, Task};
+use super::tile::{self, ROWS, multiply};
 use super::view::View;
 
-/// Columns that a thread takes at once.
-const COLS: usize = 256;
+/// Columns that a thread takes at once, a multiple of every tile's.
+const COLS: usize = 128;
 /// Rows of `w` that are decoded together.
-const ROWS: usize = 4;
-/// Rows of `dy` that share their loads.
-const MR: usize = 2;
+const DEPTH: usize = 128;
 
 /// `dy: [M, N]`, `dx: [M, K]`; the lengths are right.
 pub(crate) fn linear_transposed(isa: Isa, view: &View<'_>, dy: &[f32], dx: &mut [f32]) {
@@ -47,55 +47,54 @@ impl Task for Columns<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Columns { view, dy, col, dx } = self;
-        let n = view.n;
+        let (n, width) = (view.n, tile::width::<S>());
         let cols = COLS.min(view.k - col);
-        let mut tile = [0.0f32; ROWS * COLS];
-        for row in (0..n).step_by(ROWS) {
-            let rows = ROWS.min(n - row);
-            for (i, tile) in tile.chunks_exact_mut(COLS).enumerate() {
-                if i < rows {
-                    view.decode(s, row + i, col, &mut tile[..cols]);
-                } else {
-                    tile.fill(0.0);
+        let mut row = [0.0f32; COLS];
+        // [COLS / width, DEPTH, width]: what a tile reads lies together.
+        let mut panels = Buffer::new(DEPTH * COLS, 0.0f32);
+        for first in (0..n).step_by(DEPTH) {
+            let depth = DEPTH.min(n - first);
+            for i in 0..depth {
+                view.decode(s, first + i, col, &mut row[..cols]);
+                let panels = panels.chunks_exact_mut(DEPTH * width);
+                for (panel, row) in panels.zip(row.chunks_exact(width)) {
+                    panel[i * width..][..width].copy_from_slice(row);
                 }
             }
-            let weight = |i: usize, j: usize| if j < rows { dy[i * n + row + j] } else { 0.0 };
-            let mut groups = dx.chunks_exact_mut(MR * COLS);
-            let mut i = 0;
-            for group in &mut groups {
-                let factors: [[f32; ROWS]; MR] =
-                    std::array::from_fn(|r| std::array::from_fn(|j| weight(i + r, j)));
-                add_rows(s, &tile, factors, group);
-                i += MR;
-            }
-            for group in groups.into_remainder().chunks_exact_mut(COLS) {
-                add_rows(s, &tile, [std::array::from_fn(|j| weight(i, j))], group);
-                i += 1;
+            for (i, panel) in panels.chunks_exact(DEPTH * width).enumerate() {
+                if i * width >= cols {
+                    break;
+                }
+                let panel = &panel[..depth * width];
+                let dy = &dy[first..];
+                let mut rest = rows::<S, ROWS>(s, dy, n, panel, &mut dx[i * width..], 0);
+                rest = rows::<S, 2>(s, dy, n, panel, &mut dx[i * width..], rest);
+                rows::<S, 1>(s, dy, n, panel, &mut dx[i * width..], rest);
             }
         }
     }
 }
 
-/// `dx[r] += sum of factors[r][j] * tile[j]`.
+/// Adds `dy panel` to `dx`, `R` rows at a time from row `from` on, as long as there are as many;
+/// answers with the first row that is left.
 #[inline(always)]
-fn add_rows<S: Simd, const R: usize>(
+fn rows<S: Simd, const R: usize>(
     s: S,
-    tile: &[f32; ROWS * COLS],
-    factors: [[f32; ROWS]; R],
+    dy: &[f32],
+    n: usize,
+    panel: &[f32],
     dx: &mut [f32],
-) {
-    let factors = factors.map(|row| row.map(|f| s.splat(f)));
-    let mut at = 0;
-    while at < COLS {
-        let w: [S::F; ROWS] = std::array::from_fn(|j| s.load(&tile[j * COLS + at..]));
-        for r in 0..R {
-            let dx = &mut dx[r * COLS + at..][..S::LANES];
-            let mut sum = s.load(dx);
-            for j in 0..ROWS {
-                sum = s.fma(w[j], factors[r][j], sum);
-            }
-            s.store(sum, dx);
+    from: usize,
+) -> usize {
+    let m = dx.len().div_ceil(COLS);
+    let mut i = from;
+    while i + R <= m {
+        let mut a: [&[f32]; R] = [&[]; R];
+        for (j, a) in a.iter_mut().enumerate() {
+            *a = &dy[(i + j) * n..];
         }
-        at += S::LANES;
+        multiply(s, a, panel, &mut dx[i * COLS..], COLS);
+        i += R;
     }
+    i
 }

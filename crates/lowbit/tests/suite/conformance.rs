@@ -85,3 +85,26 @@ fn results_do_not_depend_on_the_number_of_threads() {
     };
     assert_eq!(product(1), product(4));
 }
+
+/// Many rows of activations are multiplied some at a time; each gives what it gives alone.
+#[test]
+fn many_rows_are_multiplied_as_one_is() {
+    let format = formats::by_name("nf4").unwrap();
+    let mut rng = lowbit::conformance::Rng(4);
+    let (n, k, m) = (70, 192, 250);
+    let w = rng.numbers(lowbit::DType::F32, n * k).values;
+    let x = rng.numbers(lowbit::DType::F32, m * k).values;
+    let q = lowbit::quantize(format, &w, &[n, k], None).unwrap();
+    for isa in Isa::available() {
+        let cpu = Cpu::with(isa);
+        let mut all = vec![0.0; m * n];
+        cpu.linear(&q, &x, None, &mut all).unwrap();
+        for (row, (x, y)) in x.chunks(k).zip(all.chunks(n)).enumerate() {
+            let mut alone = vec![0.0; n];
+            cpu.linear(&q, x, None, &mut alone).unwrap();
+            let largest = alone.iter().fold(0f32, |most, v| most.max(v.abs()));
+            let error = alone.iter().zip(y).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(error <= 1e-5 * largest, "{} row {row}: {error} of {largest}", isa.name());
+        }
+    }
+}
