@@ -17,7 +17,8 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::operations::{
-        dequantize, double_quantize, int8_matmul, int8_rescale, linear, linear_transposed, quantize,
+        dequantize, double_quantize, embedding, int8_linear, int8_matmul, int8_rescale, linear,
+        linear_transposed, quantize, sparse_matmul,
     };
     #[pymodule_export]
     use crate::table::{conformance, formats, instruction_set};

@@ -4,6 +4,7 @@
 //! references to the tensors meanwhile. That is the argument of every `SAFETY` below.
 
 use half::{bf16, f16};
+use lowbit::sparse::Coo;
 use lowbit::{Cpu, Element, Scales, formats};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -20,12 +21,13 @@ macro_rules! typed {
             "f32" => $f::<f32>($($argument),*),
             "f16" => $f::<f16>($($argument),*),
             "bf16" => $f::<bf16>($($argument),*),
-            other => Err(PyValueError::new_err(format!(
+            other => Err(pyo3::exceptions::PyValueError::new_err(format!(
                 "dtype: expected f32, f16 or bf16, got {other:?}; convert the tensor"
             ))),
         }
     };
 }
+pub(crate) use typed;
 
 /// Quantizes `w` of that shape: writes the codes and the scales (f32, or bytes where the format's
 /// scales are bytes).
@@ -241,6 +243,133 @@ fn int8_rescale_typed<T: Element>(
     };
     py.detach(|| threads::run(|| Cpu::best().int8_rescale(sums, rows, columns, bias, out)))
         .map_err(to_python)
+}
+
+/// `y = x wᵀ + bias` with activations quantized by rows, but for columns of outliers.
+#[pyfunction]
+#[pyo3(signature = (format, weight, dtype, x, threshold, bias, y))]
+#[expect(clippy::too_many_arguments, reason = "as Python passes them")]
+pub fn int8_linear(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    dtype: &str,
+    x: Region,
+    threshold: f32,
+    bias: Option<Region>,
+    y: Region,
+) -> PyResult<()> {
+    typed!(dtype, int8_linear_typed(py, format, weight, x, threshold, bias, y))
+}
+
+fn int8_linear_typed<T: Element>(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    x: Region,
+    threshold: f32,
+    bias: Option<Region>,
+    y: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    // SAFETY: see the module; `weight` is dropped on return.
+    let (weight, x, bias, y) = unsafe {
+        let (weight, [codes, scales]) = weight.borrow(format)?;
+        let x: &[T] = x.read("x")?;
+        let bias: Option<&[T]> = bias.map(|b| b.read("bias")).transpose()?;
+        let taken = [codes, scales, addresses(x), addresses(bias.unwrap_or(&[]))];
+        (weight, x, bias, y.write::<T>("y", &taken)?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().int8_linear(&weight, x, threshold, bias, y)))
+        .map_err(to_python)
+}
+
+/// `out[i] = w[ids[i]]`.
+#[pyfunction]
+pub fn embedding(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    ids: Region,
+    dtype: &str,
+    out: Region,
+) -> PyResult<()> {
+    typed!(dtype, embedding_typed(py, format, weight, ids, out))
+}
+
+fn embedding_typed<T: Element>(
+    py: Python<'_>,
+    format: &str,
+    weight: PyWeight,
+    ids: Region,
+    out: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    // SAFETY: see the module; `weight` is dropped on return.
+    let (weight, ids, out) = unsafe {
+        let (weight, [codes, scales]) = weight.borrow(format)?;
+        let ids: &[i64] = ids.read("ids")?;
+        let taken = [codes, scales, addresses(ids)];
+        (weight, ids, out.write::<T>("out", &taken)?)
+    };
+    py.detach(|| threads::run(|| Cpu::best().embedding(&weight, ids, out))).map_err(to_python)
+}
+
+/// `out = a dense`: `a: [shape]` in lists of places and values, of the type of `dense`, or i8 with
+/// a scale.
+#[pyfunction]
+#[pyo3(signature = (dtype, shape, rows, columns, values, scale, dense, out))]
+#[expect(clippy::too_many_arguments, reason = "as Python passes them")]
+pub fn sparse_matmul(
+    py: Python<'_>,
+    dtype: &str,
+    shape: [usize; 2],
+    rows: Region,
+    columns: Region,
+    values: Region,
+    scale: Option<f32>,
+    dense: Region,
+    out: Region,
+) -> PyResult<()> {
+    let places = (shape, rows, columns);
+    typed!(dtype, sparse_matmul_typed(py, places, values, scale, dense, out))
+}
+
+fn sparse_matmul_typed<T: Element>(
+    py: Python<'_>,
+    (shape, rows, columns): ([usize; 2], Region, Region),
+    values: Region,
+    scale: Option<f32>,
+    dense: Region,
+    out: Region,
+) -> PyResult<()> {
+    // SAFETY: see the module, for this and each below.
+    let (rows, columns): (&[i64], &[i64]) =
+        unsafe { (rows.read("rows")?, columns.read("columns")?) };
+    // SAFETY: see above.
+    let dense: &[T] = unsafe { dense.read("dense")? };
+    let taken = [addresses(rows), addresses(columns), addresses(dense)];
+    match scale {
+        None => {
+            // SAFETY: see above.
+            let values: &[T] = unsafe { values.read("values")? };
+            let taken = [&taken[..], &[addresses(values)]].concat();
+            // SAFETY: see above.
+            let out = unsafe { out.write("out", &taken)? };
+            let a = Coo { shape, rows, columns, values };
+            py.detach(|| threads::run(|| Cpu::best().sparse_matmul(&a, dense, out)))
+        }
+        Some(scale) => {
+            // SAFETY: see above.
+            let values: &[i8] = unsafe { values.read("values")? };
+            let taken = [&taken[..], &[addresses(values)]].concat();
+            // SAFETY: see above.
+            let out = unsafe { out.write("out", &taken)? };
+            let a = Coo { shape, rows, columns, values };
+            py.detach(|| threads::run(|| Cpu::best().sparse_matmul_int8(&a, scale, dense, out)))
+        }
+    }
+    .map_err(to_python)
 }
 
 /// Copies a result to where Python wants it.

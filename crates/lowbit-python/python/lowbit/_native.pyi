@@ -39,6 +39,26 @@ def int8_matmul(a: Region, b: Region, k: int, out: Region) -> None: ...
 def int8_rescale(
     dtype: str, sums: Region, rows: Region, columns: Region, bias: Region | None, out: Region
 ) -> None: ...
+def int8_linear(
+    format: str,
+    weight: Weight,
+    dtype: str,
+    x: Region,
+    threshold: float,
+    bias: Region | None,
+    y: Region,
+) -> None: ...
+def embedding(format: str, weight: Weight, ids: Region, dtype: str, out: Region) -> None: ...
+def sparse_matmul(
+    dtype: str,
+    shape: tuple[int, int],
+    rows: Region,
+    columns: Region,
+    values: Region,
+    scale: float | None,
+    dense: Region,
+    out: Region,
+) -> None: ...
 def formats() -> list[dict[str, Any]]: ...
 def conformance(full: bool) -> list[tuple[str, int, list[str]]]: ...
 def instruction_set() -> str: ...

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lowbit.config import BitsAndBytesConfig
-from lowbit.nn import Linear4bit, Linear8bit, QuantizedLinear
+from lowbit.nn import Linear4bit, Linear8bit, QuantizedEmbedding, QuantizedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -208,8 +208,9 @@ def get_memory_footprint(model: nn.Module) -> dict[str, float]:
                 continue
             seen.add(id(tensor))
             size += tensor.nbytes
-            if isinstance(module, QuantizedLinear) and tensor is module.weight:
-                weights = module.in_features * module.out_features
+            kinds = (QuantizedLinear, QuantizedEmbedding)
+            if isinstance(module, kinds) and tensor is module.weight:
+                weights = module.quant_state.shape.numel()
                 quantized += weights
                 total += weights
                 size += module.quant_state.nbytes()

@@ -26,6 +26,12 @@ _SCHEMAS = {
     "dequantize": f"(ScalarType dtype, {_WEIGHT}) -> Tensor",
     "linear": f"(Tensor x, Tensor? bias, {_WEIGHT}) -> Tensor",
     "linear_transposed": f"(Tensor dy, {_WEIGHT}) -> Tensor",
+    "embedding": f"(Tensor ids, ScalarType dtype, {_WEIGHT}) -> Tensor",
+    "sparse_matmul": (
+        "(SymInt[] shape, Tensor rows, Tensor columns, Tensor values, float? scale, Tensor dense) "
+        "-> Tensor"
+    ),
+    "int8_linear": f"(Tensor x, Tensor? bias, float threshold, {_WEIGHT}) -> Tensor",
     "int8_matmul": "(Tensor a, Tensor b) -> Tensor",
     "int8_rescale": (
         "(Tensor sums, Tensor rows, Tensor columns, Tensor? bias, ScalarType dtype) -> Tensor"
@@ -48,6 +54,9 @@ double_quantize = torch.ops.lowbit.double_quantize.default
 dequantize = torch.ops.lowbit.dequantize.default
 linear = torch.ops.lowbit.linear.default
 linear_transposed = torch.ops.lowbit.linear_transposed.default
+embedding = torch.ops.lowbit.embedding.default
+sparse_matmul = torch.ops.lowbit.sparse_matmul.default
+int8_linear = torch.ops.lowbit.int8_linear.default
 int8_matmul = torch.ops.lowbit.int8_matmul.default
 int8_rescale = torch.ops.lowbit.int8_rescale.default
 
@@ -81,6 +90,23 @@ def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 @torch.library.register_fake("lowbit::linear_transposed", lib=_library)
 def _(dy: Tensor, *weight: Any) -> Tensor:
     return dy.new_empty((*dy.shape[:-1], PackedWeight(*weight).shape[1]))
+
+
+@torch.library.register_fake("lowbit::embedding", lib=_library)
+def _(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
+    return ids.new_empty((*ids.shape, PackedWeight(*weight).shape[1]), dtype=dtype)
+
+
+@torch.library.register_fake("lowbit::sparse_matmul", lib=_library)
+def _(
+    shape: Any, rows: Tensor, columns: Tensor, values: Tensor, scale: float | None, dense: Tensor
+) -> Tensor:
+    return dense.new_empty((shape[0], dense.shape[1]))
+
+
+@torch.library.register_fake("lowbit::int8_linear", lib=_library)
+def _(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], PackedWeight(*weight).shape[0]))
 
 
 @torch.library.register_fake("lowbit::int8_matmul", lib=_library)
@@ -132,4 +158,41 @@ torch.library.register_autograd(
     _transposed_backward,
     setup_context=_transposed_context,
     lib=_library,
+)
+
+
+def _int8_linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep_weight(ctx, inputs[3:])
+
+
+def _int8_linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    # Rounding is passed straight through: the gradient is that of the weight as it is restored.
+    dx, dbias, *rest = _linear_backward(ctx, dy)
+    return dx, dbias, None, *rest
+
+
+def _sparse_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.shape, *tensors, ctx.scale, dense = inputs
+    ctx.save_for_backward(*tensors, dense)
+
+
+def _sparse_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    rows, columns, values, dense = ctx.saved_tensors
+    dvalues = ddense = None
+    if ctx.needs_input_grad[3]:
+        dvalues = (dy[rows.long()].float() * dense[columns.long()].float()).sum(1).to(values.dtype)
+    if ctx.needs_input_grad[5]:
+        transposed = ctx.shape[::-1]
+        ddense = sparse_matmul(transposed, columns, rows, values, ctx.scale, dy.to(dense.dtype))
+    return None, None, None, dvalues, None, ddense
+
+
+torch.library.register_autograd(
+    "lowbit::int8_linear",
+    _int8_linear_backward,
+    setup_context=_int8_linear_context,
+    lib=_library,
+)
+torch.library.register_autograd(
+    "lowbit::sparse_matmul", _sparse_backward, setup_context=_sparse_context, lib=_library
 )

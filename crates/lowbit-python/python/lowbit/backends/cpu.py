@@ -146,6 +146,65 @@ def int8_rescale(
     return out
 
 
+def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
+    """`lowbit::int8_linear`."""
+    _follow_torch()
+    w, x = PackedWeight(*weight), x.contiguous()
+    dtype = _dtype(x, "x")
+    y = x.new_empty((*x.shape[:-1], w.shape[0]))
+    bias_region = None
+    if bias is not None:
+        bias = bias.to(x.dtype).contiguous()
+        bias_region = _region(bias, "bias")
+    _native.int8_linear(
+        w.format, _weight(w), dtype, _region(x, "x"), threshold, bias_region, _fresh(y)
+    )
+    return y
+
+
+def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
+    """`lowbit::embedding`."""
+    _follow_torch()
+    w, ids = PackedWeight(*weight), ids.to(torch.int64).contiguous()
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.shape[0]:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise IndexError(f"ids: expected indices from 0 to less than {w.shape[0]}, got {wrong}")
+    out = torch.empty((*ids.shape, w.shape[1]), dtype=dtype)
+    _native.embedding(w.format, _weight(w), _region(ids, "ids"), _dtype(out, "dtype"), _fresh(out))
+    return out
+
+
+def sparse_matmul(
+    shape: Sequence[int],
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    scale: float | None,
+    dense: Tensor,
+) -> Tensor:
+    """`lowbit::sparse_matmul`."""
+    _follow_torch()
+    rows, columns = rows.to(torch.int64).contiguous(), columns.to(torch.int64).contiguous()
+    values, dense = values.contiguous(), dense.contiguous()
+    dtype, stored = _dtype(dense, "dense"), dense.dtype if scale is None else torch.int8
+    if values.dtype is not stored:
+        raise TypeError(f"values: expected {stored}, got {values.dtype}")
+    if dense.dim() != 2 or dense.shape[0] != shape[1]:
+        raise ValueError(f"dense: expected [{shape[1]}, D], got {list(dense.shape)}")
+    out = dense.new_empty((shape[0], dense.shape[1]))
+    _native.sparse_matmul(
+        dtype,
+        (shape[0], shape[1]),
+        _region(rows, "rows"),
+        _region(columns, "columns"),
+        _region(values, "values"),
+        scale,
+        _region(dense, "dense"),
+        _fresh(out),
+    )
+    return out
+
+
 def _follow_torch() -> None:
     """Use as many threads as torch does."""
     global _threads

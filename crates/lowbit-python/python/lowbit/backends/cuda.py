@@ -14,16 +14,26 @@ from torch import Tensor
 
 from lowbit import formats
 from lowbit.backends import PackedWeight, dense
-from lowbit.backends.dense import double_quantize, int8_matmul, int8_rescale
+from lowbit.backends.dense import (
+    double_quantize,
+    embedding,
+    int8_linear,
+    int8_matmul,
+    int8_rescale,
+    sparse_matmul,
+)
 
 __all__ = [
     "dequantize",
     "double_quantize",
+    "embedding",
+    "int8_linear",
     "int8_matmul",
     "int8_rescale",
     "linear",
     "linear_transposed",
     "quantize",
+    "sparse_matmul",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,20 @@ from torch import Tensor
 from lowbit import formats
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
 from lowbit.formats import Format, Geometry
+
+__all__ = [
+    "dequantize",
+    "double_quantize",
+    "embedding",
+    "int8_linear",
+    "int8_matmul",
+    "int8_rescale",
+    "linear",
+    "linear_transposed",
+    "quantize",
+    "say_once",
+    "sparse_matmul",
+]
 
 _EXACT_K = 1024
 """Products of 8-bit integers that f32 adds without rounding: `1024 * 128 * 128 = 2^24`."""
@@ -107,6 +122,48 @@ def int8_rescale(
     """`lowbit::int8_rescale`."""
     out = sums.float() * (rows[..., None] * columns) * (1.0 / 127**2)
     return (out if bias is None else out + bias.to(dtype).float()).to(dtype)
+
+
+def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
+    """`lowbit::int8_linear`."""
+    w = PackedWeight(*weight)
+    rows = x.reshape(-1, x.shape[-1])
+    outliers = ~(rows.abs() < threshold) if threshold > 0.0 else rows.isnan()
+    columns = outliers.any(0) if threshold > 0.0 else torch.zeros_like(outliers[0])
+    kept = rows.masked_fill(outliers, 0.0).float()
+    absmax = kept.abs().amax(1)
+    absmax = torch.where(absmax.isfinite(), absmax, torch.nan)
+    if threshold == 0.0:
+        absmax = torch.where(outliers.any(1), torch.nan, absmax)
+    factor = torch.where(absmax > 0.0, 127.0 / absmax, 0.0)[:, None]
+    codes = (kept * factor).round().nan_to_num(0.0).to(torch.int8)
+    codes[:, columns] = 0
+    stored = w.codes.contiguous().view(-1).view(torch.int8).view(list(w.shape))
+    sums = int8_matmul(codes, stored).float() * (absmax[:, None] * w.scales) * (1.0 / 127**2)
+    whole = stored[:, columns].float() * (w.scales / 127.0)[:, None]
+    y = sums + rows[:, columns].float() @ whole.t()
+    y = y if bias is None else y + bias.float()
+    return y.to(x.dtype).view(*x.shape[:-1], w.shape[0])
+
+
+def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
+    """`lowbit::embedding`."""
+    return F.embedding(ids, dequantize(dtype, *weight))
+
+
+def sparse_matmul(
+    shape: Sequence[int],
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    scale: float | None,
+    dense: Tensor,
+) -> Tensor:
+    """`lowbit::sparse_matmul`."""
+    wide = values.float() if scale is None else values.float() * scale
+    products = dense.float()[columns] * wide[:, None]
+    out = torch.zeros(shape[0], dense.shape[1], dtype=torch.float32, device=dense.device)
+    return out.index_add_(0, rows, products).to(dense.dtype)
 
 
 def _in_blocks(entry: Format, g: Geometry, values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lowbit.functional.checks import FLOATS
 from lowbit.functional.eight_bit import (
     dequantize_fp8_e4m3,
     dequantize_rowwise,
+    int8_linear,
     matmul_fp8_e4m3,
     matmul_int8,
     quantize_fp8_e4m3,
@@ -39,11 +40,18 @@ from lowbit.functional.four_bit import (
 )
 from lowbit.functional.general import (
     dequantize,
+    embedding,
     has_native_kernels,
     is_available,
     linear,
     nest,
     quantize,
+)
+from lowbit.functional.sparse import (
+    quantize_sparse_coo,
+    sparse_coo_from_dense,
+    spmm_coo,
+    spmm_coo_int8,
 )
 from lowbit.state import NestedState, QuantState
 
@@ -62,9 +70,11 @@ __all__ = [
     "dequantize_rowwise",
     "double_quant",
     "dynamic_map",
+    "embedding",
     "gemm_4bit",
     "gemv_4bit",
     "has_native_kernels",
+    "int8_linear",
     "is_available",
     "linear",
     "linear_4bit",
@@ -81,4 +91,8 @@ __all__ = [
     "quantize_fp8_e4m3",
     "quantize_nf4",
     "quantize_rowwise",
+    "quantize_sparse_coo",
+    "sparse_coo_from_dense",
+    "spmm_coo",
+    "spmm_coo_int8",
 ]

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from lowbit import ops
-from lowbit.functional.checks import check_dtype, check_of, check_tensor
+from lowbit.functional.checks import (
+    check_activations,
+    check_bias,
+    check_dtype,
+    check_floats,
+    check_of,
+    check_tensor,
+)
 from lowbit.functional.general import dequantize, linear, quantize
 from lowbit.state import QuantState
 
@@ -71,6 +78,40 @@ def matmul_int8(
     check_of("a_scales", a_scales, torch.float32, *a.shape[:-1])
     check_of("b_scales", b_scales, torch.float32, b.shape[1])
     return ops.int8_rescale(ops.int8_matmul(a, b.t()), a_scales, b_scales, None, dtype)
+
+
+def int8_linear(
+    x: Tensor,
+    w: Tensor,
+    scales: Tensor,
+    bias: Tensor | None = None,
+    threshold: float = 0.0,
+) -> Tensor:
+    """`y = x wᵀ + bias` as LLM.int8 computes it: `x` is quantized by rows, too.
+
+    The products of integers are exact. Columns in which some `x` has the magnitude `threshold` are
+    multiplied as they are. Gradients flow to `x`, through the restored weight, and to `bias`.
+
+    Args:
+        x: `[.., K]`, float32, float16 or bfloat16.
+        w: int8 `[N, K]`, as `quantize_rowwise` gives it.
+        scales: f32 `[N]`.
+        bias: `[N]`, of the dtype of `x`.
+        threshold: 0 for no outliers.
+
+    >>> x, (w, scales) = torch.randn(2, 64), quantize_rowwise(torch.eye(64))
+    >>> bool((int8_linear(x, w, scales) - x).abs().max() < 0.05)
+    True
+    """
+    check_floats("x", x)
+    check_of("w", w, torch.int8, None, None)
+    check_of("scales", scales, torch.float32, w.shape[0])
+    check_activations(x, w.shape)
+    check_bias(bias, w.shape[0], x.dtype)
+    if not threshold >= 0.0:
+        raise ValueError(f"threshold: expected a number from 0, got {threshold}")
+    state = _row_state("int8", scales, w.shape, x.dtype)
+    return ops.int8_linear(x, bias, threshold, *state.weight(w.contiguous()))
 
 
 def quantize_fp8_e4m3(t: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,38 @@ def linear(x: Tensor, codes: Tensor, state: QuantState, bias: Tensor | None = No
     return eager.linear(x, bias, state.weight(codes))
 
 
+def embedding(
+    ids: Tensor, codes: Tensor, state: QuantState, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Rows of a quantized table; only those are restored.
+
+    Args:
+        ids: indices of any shape `[..]`, of an integer dtype.
+        codes: of `w: [N, K]`.
+        state: of `w`.
+        dtype: of the result; None for the dtype that was quantized.
+
+    Returns:
+        `[.., K]`.
+
+    Raises:
+        IndexError: for an index that is not from 0 to less than N.
+
+    >>> codes, state = quantize(torch.eye(4).repeat(1, 16), "nf4")
+    >>> embedding(torch.tensor([2, 0]), codes, state)[:, :4]
+    tensor([[0., 0., 1., 0.],
+            [1., 0., 0., 0.]])
+    """
+    check_state("state", state)
+    dtype = state.dtype if dtype is None else dtype
+    check_dtype("dtype", dtype)
+    if not isinstance(ids, Tensor) or ids.dtype.is_floating_point or ids.dtype is torch.bool:
+        raise TypeError(f"ids: expected a tensor of integers, got {getattr(ids, 'dtype', ids)}")
+    if len(state.shape) != 2:
+        raise ValueError(f"state.shape: expected [N, K], got {list(state.shape)}")
+    return ops.embedding(ids, dtype, *state.weight(check_tensor("codes", codes)))
+
+
 def stored_as(codes: Tensor, storage: torch.dtype) -> Tensor:
     """Bytes seen as another dtype, with zeros added to fill its last element."""
     if storage is torch.uint8:

@@ -56,7 +56,7 @@ class QuantizedLinear(nn.Linear):
         quant_storage: torch.dtype = torch.uint8,
     ) -> None:
         formats.by_name(quant_type).geometry((out_features, in_features), block_size)
-        super().__init__(in_features, out_features, bias, device)
+        super().__init__(in_features, out_features, bias, device=device)
         self.compute_dtype = compute_dtype
         self.quant_type = quant_type
         self.compress_statistics = compress_statistics

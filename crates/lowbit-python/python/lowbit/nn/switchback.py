@@ -11,17 +11,21 @@ from lowbit import functional as F
 from lowbit import ops
 
 
-class _SwitchBack(torch.autograd.Function):
+class _Int8Training(torch.autograd.Function):
     """`y = x wᵀ + b` of rounded rows; `dx` of the rounded weight, `dw` of nothing rounded."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, q: Tensor, scales: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        q: Tensor,
+        scales: Tensor,
+        threshold: float,
     ) -> Tensor:
         ctx.save_for_backward(x, q, scales)
-        rows, row_scales = F.quantize_rowwise(x)
-        sums = ops.int8_matmul(rows, q)
-        return ops.int8_rescale(sums, row_scales, scales, bias, x.dtype)
+        return F.int8_linear(x, q, scales, bias, threshold)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -35,11 +39,36 @@ class _SwitchBack(torch.autograd.Function):
             dw = flat.t() @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[2]:
             db = flat.sum(0)
-        return dx, dw, db, None, None
+        return dx, dw, db, None, None, None
+
+
+def int8_training_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    q: Tensor,
+    scales: Tensor,
+    threshold: float = 0.0,
+) -> Tensor:
+    """`y = x wᵀ + bias` by products of integers, with gradients to all three.
+
+    Args:
+        x: `[.., K]`.
+        weight: `[N, K]`, of the dtype of `x`: it gets the gradient, and is not read.
+        bias: `[N]`, of the dtype of `x`.
+        q: the weight in int8.
+        scales: absmax of its rows, f32 `[N]`.
+        threshold: magnitude from which activations are outliers; 0 for none.
+    """
+    return _Int8Training.apply(x, weight, bias, q, scales, threshold)
 
 
 class SwitchBackLinear(nn.Linear):
     """A linear layer that trains its weight and multiplies by a copy of it in int8.
+
+    It is the products that it makes cheaper, not the memory: the copy comes on top of the weight,
+    half as much again as a layer of 16 bits has. What keeps no other weight than the one in int8
+    is `Linear8bitLt(has_fp16_weights=False)`, which trains its bias and adapters only.
 
     Call `sync_weights` after each step of the optimizer, or use `SwitchBackLinearCallback`.
 
@@ -91,7 +120,8 @@ class SwitchBackLinear(nn.Linear):
         weight = self.weight.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
         scales = self.weight_scales.float()
-        return _SwitchBack.apply(inner, weight, bias, self.weight_int8, scales).to(x.dtype)
+        y = int8_training_linear(inner, weight, bias, self.weight_int8, scales)
+        return y.to(x.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

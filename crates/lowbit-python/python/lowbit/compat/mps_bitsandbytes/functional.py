@@ -22,14 +22,14 @@ from lowbit.compat.mps_bitsandbytes.eight_bit import (
     quantize_fp8_e4m3,
     quantize_rowwise,
 )
-from lowbit.compat.mps_bitsandbytes.sparse import (
+from lowbit.compat.mps_bitsandbytes.state import QuantState
+from lowbit.compat.spelling import either_spelling
+from lowbit.functional import (
     quantize_sparse_coo,
     sparse_coo_from_dense,
     spmm_coo,
     spmm_coo_int8,
 )
-from lowbit.compat.mps_bitsandbytes.state import QuantState
-from lowbit.compat.spelling import either_spelling
 from lowbit.state import own_codebook
 
 __all__ = [

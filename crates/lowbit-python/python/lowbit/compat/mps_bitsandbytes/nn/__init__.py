@@ -12,7 +12,7 @@ from lowbit.compat.mps_bitsandbytes.nn.linear import (
     LinearFP8,
     OutlierAwareLinear,
 )
-from lowbit.nn.switchback import SwitchBackLinear, SwitchBackLinearCallback
+from lowbit.nn import SwitchBackLinear, SwitchBackLinearCallback
 
 __all__ = [
     "Embedding4bit",
