@@ -6,6 +6,7 @@
 
 mod memory;
 mod operations;
+mod optimizer;
 mod table;
 mod threads;
 mod weight;
@@ -20,6 +21,8 @@ mod _native {
         dequantize, double_quantize, embedding, int8_linear, int8_matmul, int8_rescale, linear,
         linear_transposed, quantize, sparse_matmul,
     };
+    #[pymodule_export]
+    use crate::optimizer::{optimizer_update, optimizers};
     #[pymodule_export]
     use crate::table::{conformance, formats, instruction_set};
     #[pymodule_export]

@@ -8,7 +8,7 @@ torch.Size([3, 128])
 
 from typing import TYPE_CHECKING, Any
 
-from lowbit import compat, formats, functional, nn
+from lowbit import compat, formats, functional, nn, optim
 from lowbit._native import __version__
 from lowbit.config import BitsAndBytesConfig
 from lowbit.integrations import adapter as _adapter
@@ -29,6 +29,7 @@ __all__ = [
     "functional",
     "get_memory_footprint",
     "nn",
+    "optim",
     "quantize_model",
 ]
 

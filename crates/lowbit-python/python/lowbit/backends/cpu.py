@@ -205,6 +205,39 @@ def sparse_matmul(
     return out
 
 
+def optimizer_update(
+    rule: str,
+    settings: Any,
+    step: int,
+    p: Tensor,
+    g: Tensor,
+    moments: Sequence[tuple[Tensor, Tensor | None]],
+) -> None:
+    """Step number `step` of `p` along `g`; `p` and the moments change.
+
+    Args:
+        rule: its name in `lowbit.rules.ALL`.
+        settings: `lowbit.rules.Settings`.
+        step: counted from 1.
+        p: a parameter, contiguous.
+        g: its gradient, of its dtype.
+        moments: f32 numbers, or u8 codes and the f32 absmax of their blocks.
+    """
+    _follow_torch()
+    dtype = _dtype(p, "p")
+    if g.dtype is not p.dtype:
+        raise TypeError(f"g: expected the dtype of p, {p.dtype}, got {g.dtype}")
+    regions = []
+    for moment, absmax in moments:
+        stored = torch.float32 if absmax is None else torch.uint8
+        if moment.dtype is not stored:
+            raise TypeError(f"state: expected {stored}, got {moment.dtype}")
+        regions.append(
+            (_region(moment, "state"), None if absmax is None else _floats(absmax, "absmax"))
+        )
+    _native.optimizer_update(rule, settings, step, dtype, _region(p, "p"), _region(g, "g"), regions)
+
+
 def _follow_torch() -> None:
     """Use as many threads as torch does."""
     global _threads

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowbit import formats
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
+from lowbit.backends.dense_optim import optimizer_update
 from lowbit.formats import Format, Geometry
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "int8_rescale",
     "linear",
     "linear_transposed",
+    "optimizer_update",
     "quantize",
     "say_once",
     "sparse_matmul",

@@ -17,6 +17,7 @@ _MODULES = {
         "mps_bitsandbytes.functional",
         "mps_bitsandbytes.integration",
         "mps_bitsandbytes.nn",
+        "mps_bitsandbytes.optim",
     ],
 }
 

@@ -49,6 +49,10 @@ _ARGUMENTS = {
     "int8_linear_matmul.out": "A B out",
     "int8_mm_dequant": "A row_stats col_stats dtype bias",
     "int8_scaled_mm": "A B row_stats col_stats bias dtype",
+    "optimizer_update_32bit": "optimizer_name g p state1 state2 unorm_vec max_unorm param_norm "
+    "beta1 beta2 beta3 alpha eps weight_decay step lr gnorm_scale skip_zeros",
+    "optimizer_update_8bit_blockwise": "optimizer_name g p state1 state2 beta1 beta2 beta3 alpha "
+    "eps step lr qmap1 qmap2 absmax1 absmax2 weight_decay gnorm_scale skip_zeros",
 }
 """What our kernels expect of bitsandbytes' operations: the names of their arguments."""
 

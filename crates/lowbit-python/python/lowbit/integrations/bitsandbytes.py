@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit import formats, ops
+from lowbit import formats, ops, rules
 from lowbit import functional as F
 from lowbit.backends import PackedWeight
 
@@ -184,6 +184,42 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         sums = torch.ops.bitsandbytes.int8_linear_matmul.default(A, B)
         return int8_mm_dequant(sums, row_stats, col_stats, dtype, bias)
 
+    def optimizer_update_32bit(
+        optimizer_name: str,
+        g: Tensor,
+        p: Tensor,
+        state1: Tensor,
+        state2: Tensor | None,
+        unorm_vec: Tensor | None,
+        max_unorm: float,
+        param_norm: float,
+        *numbers: Any,
+        **named: Any,
+    ) -> None:
+        settings, step = _optimizer_settings(optimizer_name, _NUMBERS_32, numbers, named)
+        settings = settings._replace(max_update_norm=max_unorm)
+        _take_step(run, optimizer_name, settings, step, p, g, [(state1, None), (state2, None)])
+
+    def optimizer_update_8bit_blockwise(
+        optimizer_name: str,
+        g: Tensor,
+        p: Tensor,
+        state1: Tensor,
+        state2: Tensor | None,
+        *numbers: Any,
+        **named: Any,
+    ) -> None:
+        given = dict(zip(_NUMBERS_8, numbers, strict=False)) | named
+        maps = given.pop("qmap1"), given.pop("qmap2")
+        absmax = given.pop("absmax1"), given.pop("absmax2")
+        moments = rules.by_name(optimizer_name).moments
+        for moment, qmap in zip((moments[0], moments[-1]), maps, strict=True):
+            if qmap is not None and _name_of_map(qmap, 256) != moment:
+                raise ValueError("qmap: expected bitsandbytes' dynamic map, got another one")
+        settings, step = _optimizer_settings(optimizer_name, (), (), given)
+        states = [(state1, absmax[0]), (state2, absmax[1])]
+        _take_step(run, optimizer_name, settings, step, p, g, states)
+
     made: list[Callable[..., Any]] = [
         quantize_4bit,
         dequantize_4bit,
@@ -197,11 +233,55 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
     ]
     if hasattr(run, "int8_matmul"):
         made += [int8_linear_matmul, int8_mm_dequant, int8_scaled_mm]
+    if hasattr(run, "optimizer_update"):
+        made += [optimizer_update_32bit, optimizer_update_8bit_blockwise]
     named = {kernel.__name__: kernel for kernel in made}
     for name in ("dequantize_4bit", "gemv_4bit", "dequantize_blockwise", "int8_linear_matmul"):
         if name in named:
             named[f"{name}.out"] = _writing_to_out(named[name])
     return named
+
+
+# The arguments of bitsandbytes' optimizer steps after the tensors that every step has.
+_SHARED = ("beta1", "beta2", "beta3", "alpha", "eps")
+_LAST = ("gnorm_scale", "skip_zeros")
+_NUMBERS_32 = (*_SHARED, "weight_decay", "step", "lr", *_LAST)
+_MAPS = ("qmap1", "qmap2", "absmax1", "absmax2")
+_NUMBERS_8 = (*_SHARED, "step", "lr", *_MAPS, "weight_decay", *_LAST)
+
+
+def _optimizer_settings(
+    name: str, names: Sequence[str], numbers: Sequence[Any], named: dict[str, Any]
+) -> tuple[rules.Settings, int]:
+    given = dict(zip(names, numbers, strict=False)) | named
+    if given.pop("skip_zeros", False):
+        raise NotImplementedError("skip_zeros: expected False, got True; it is not done")
+    step, scale = given.pop("step"), given.pop("gnorm_scale", 1.0)
+    if rules.by_name(name).decays_gradient:
+        given["beta2"] = 0.0  # A dampening, which bitsandbytes does not use.
+    return rules.Settings(**given, grad_scale=scale), step
+
+
+def _take_step(
+    run: ModuleType,
+    name: str,
+    settings: rules.Settings,
+    step: int,
+    p: Tensor,
+    g: Tensor,
+    states: Sequence[tuple[Tensor | None, Tensor | None]],
+) -> None:
+    rule = rules.by_name(name)
+    moments = []
+    for (state, absmax), (first, last) in zip(states, rules.places(rule), strict=False):
+        assert state is not None
+        parts = state.view(last - first, p.numel())
+        scales = None if absmax is None else absmax.view(last - first, -1)
+        moments += [(parts[i], None if scales is None else scales[i]) for i in range(len(parts))]
+    flat = p.detach().view(-1)
+    run.optimizer_update(
+        rule.name, settings, step, flat, g.detach().to(p.dtype).contiguous().view(-1), moments
+    )
 
 
 def _writing_to_out(kernel: Callable[..., Tensor]) -> Callable[..., None]:
