@@ -6,7 +6,8 @@
     python bench/python.py --json results.jsonl     # keep the records
 
 Every figure is the median of runs that take turns, so that a machine that changes its pace changes
-it for all. Each call meets weights that come from memory: as many copies as it takes to exceed
+it for all. Before that their answers are compared: a difference that is not one of rounding ends
+the bench. Each call meets weights that come from memory: as many copies as it takes to exceed
 `--cold` megabytes of the packed weight are used in turn. bitsandbytes runs as it is: our backend
 for it stays off.
 """
@@ -14,6 +15,7 @@ for it stays off.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -46,6 +48,8 @@ class Case:
     """By library: a function of the number of the call, which picks the weights."""
     target: tuple[str, str, float] | None = None
     """`(ours, theirs, factor)`: ours must be so many times as fast."""
+    tolerance: float | None = None
+    """Norm of the difference to bitsandbytes' answer, in norms of that: no more than this."""
 
 
 def main() -> None:
@@ -63,7 +67,10 @@ def main() -> None:
         f"{torch.backends.cpu.get_cpu_capability()}, {platform.processor() or platform.machine()}"
     )
     cases: Iterator[Case] = chain(
-        kernel_cases(arguments.shape, arguments.cold), overhead_cases(), training_cases()
+        kernel_cases(arguments.shape, arguments.cold),
+        int8_cases(arguments.shape, arguments.cold),
+        overhead_cases(),
+        training_cases(),
     )
     print(f"{'milliseconds':24}{'lowbit':>10}{'bnb':>10}{'dense':>10}   against bnb")
     for case in cases:
@@ -79,8 +86,11 @@ def main() -> None:
 
 def measure(case: Case, seconds: float) -> dict[str, float]:
     """Medians in milliseconds, of runs that take turns."""
-    for run in case.runs.values():
-        run(0)
+    answers = {name: run(0) for name, run in case.runs.items()}
+    if case.tolerance is not None:
+        apart = difference(answers["lowbit"], answers["bnb"])
+        if not apart <= case.tolerance:
+            raise SystemExit(f"{case.name}: {apart:.2e} of difference to bitsandbytes' answer")
     times: dict[str, list[float]] = {name: [] for name in case.runs}
     end = time.perf_counter() + seconds
     turn = 0
@@ -91,6 +101,14 @@ def measure(case: Case, seconds: float) -> dict[str, float]:
             run(turn)
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def difference(ours: object, theirs: object) -> float:
+    """The norm of a difference of tensors, the first of several, in norms of the second."""
+    a, b = (t[0] if isinstance(t, tuple) else t for t in (ours, theirs))
+    assert isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    a, b = a.detach().double(), b.detach().double()
+    return ((a - b).norm() / b.norm()).item()
 
 
 def line(case: Case, medians: dict[str, float]) -> str:
@@ -123,12 +141,12 @@ def kernel_cases(n: int, megabytes: int) -> Iterator[Case]:
             "lowbit": lambda i, w=w: ours.quantize_4bit(w),
             "bnb": lambda i, w=w: theirs.quantize_4bit(w, blocksize=64, quant_type="nf4"),
         }
-        yield Case(f"quantize {name}", runs, ("lowbit", "bnb", 50))
+        yield Case(f"quantize {name}", runs, ("lowbit", "bnb", 50), tolerance=1e-2)
         runs = {
             "lowbit": lambda i, d=dtype: ours.dequantize(weights[i % copies], state, dtype=d),
             "bnb": lambda i, s=bnb_state: theirs.dequantize_4bit(weights[i % copies], s),
         }
-        yield Case(f"dequantize {name}", runs)
+        yield Case(f"dequantize {name}", runs, tolerance=5e-3)
     dense_copies = max(1, copies // 8)
     for name, dtype in DTYPES.items():
         plain = [dense.to(dtype).clone() for _ in range(dense_copies)]
@@ -144,7 +162,42 @@ def kernel_cases(n: int, megabytes: int) -> Iterator[Case]:
             }
             runs = {key: torch.inference_mode()(run) for key, run in runs.items()}
             target = ("lowbit", "bnb", 1.0 if has_fast_kernel else 20.0) if m == 1 else None
-            yield Case(f"linear {name} M={m}", runs, target)
+            yield Case(f"linear {name} M={m}", runs, target, tolerance=1e-2)
+
+
+def int8_cases(n: int, megabytes: int) -> Iterator[Case]:
+    """LLM.int8 with an `[n, n]` weight, in bf16: forward, and with the gradient of its input."""
+    copies = max(1, -(-megabytes * 2**20 // (n * n)))
+    options = {"bias": False, "has_fp16_weights": False, "threshold": 6.0}
+    theirs_once = bitsandbytes.nn.Linear8bitLt(n, n, **options).to("cpu")
+    ours_once = lowbit.nn.Linear8bitLt(n, n, **options)
+    ours_once.load_state_dict(theirs_once.state_dict())
+    layers = {
+        "lowbit": [copy.deepcopy(ours_once) for _ in range(copies)],
+        "bnb": [copy.deepcopy(theirs_once) for _ in range(copies)],
+    }
+    plain = torch.nn.Linear(n, n, bias=False, dtype=torch.bfloat16)
+    plain.weight.data.copy_(ours_once.dequantize()).requires_grad_(False)
+    layers["dense"] = [copy.deepcopy(plain) for _ in range(max(1, copies // 2))]
+
+    def forward(own: list[torch.nn.Module], x: torch.Tensor) -> Callable[[int], object]:
+        return torch.inference_mode()(lambda i: own[i % len(own)].eval()(x))
+
+    def there_and_back(own: list[torch.nn.Module], x: torch.Tensor) -> Callable[[int], object]:
+        def run(i: int) -> torch.Tensor:
+            inner = x.detach().requires_grad_()
+            own[i % len(own)].train()(inner).sum().backward()
+            assert inner.grad is not None
+            return inner.grad
+
+        return run
+
+    for m in ROWS:
+        x = torch.randn(m, n, dtype=torch.bfloat16)
+        x[:, 7] *= 20.0  # A column of outliers, as models have.
+        for name, make in (("int8", forward), ("int8 train", there_and_back)):
+            runs = {who: make(own, x) for who, own in layers.items()}
+            yield Case(f"{name} M={m}", runs, ("lowbit", "bnb", 1.0), tolerance=2e-2)
 
 
 def their_layer(
