@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use lowbit::optim::{BLOCK_SIZE, Moment, Rule, Settings};
 use lowbit::{Cpu, Element};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -54,13 +55,16 @@ type PyMoment = (Region, Option<Region>);
 pub fn optimizer_update(
     py: Python<'_>,
     rule: &str,
-    settings: PySettings,
+    settings: &Bound<'_, PyAny>,
     step: u64,
     dtype: &str,
     p: Region,
     g: Region,
     moments: Vec<PyMoment>,
 ) -> PyResult<()> {
+    let settings: PySettings = settings.extract().map_err(|error| {
+        PyTypeError::new_err(format!("settings: expected lowbit.rules.Settings, got {error}"))
+    })?;
     typed!(dtype, update_typed(py, rule, settings.into(), step, p, g, moments))
 }
 

@@ -6,6 +6,7 @@ import bitsandbytes as bnb
 import bitsandbytes.functional as F
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from bitsandbytes_cases import FLOATS, cases, op, results
 from fresh_process import FreshProcesses
@@ -109,6 +110,46 @@ def test_opcheck(dtype):
             continue
         torch.library.opcheck(op(operation), arguments)
     assert len(seen) >= 11
+
+
+def test_opcheck_of_optimizers():
+    p, g, m, v = torch.randn(300), torch.randn(300), torch.zeros(300), torch.zeros(300)
+    betas = 0.9, 0.99, 0.0, 0.0, 1e-8
+    norms = torch.zeros(1), 0.02, 0.0
+    given = ("adam", g, p, m, v, *norms, *betas, 0.1, 1, 1e-2, 1.0)
+    torch.library.opcheck(op("optimizer_update_32bit"), given)
+    codes = [torch.zeros(300, dtype=torch.uint8) for _ in range(2)]
+    maps = F.create_dynamic_map(signed=True), F.create_dynamic_map(signed=False)
+    given = ("adam", g, p, *codes, *betas, 1, 1e-2, *maps, torch.zeros(2), torch.zeros(2), 0.1, 1.0)
+    torch.library.opcheck(op("optimizer_update_8bit_blockwise"), given)
+    assert codes[0].any() and codes[1].any()
+
+
+def test_paged_states_are_tensors_where_memory_is_one(monkeypatch):
+    """On mps, where bitsandbytes' pages fail; a tensor that is only said to be there will do."""
+    kept = bnb.optim.optimizer.Optimizer8bit.get_state_buffer
+    monkeypatch.setattr(bnb.optim.optimizer.Optimizer8bit, "get_state_buffer", kept)
+    optimizer = bnb.optim.PagedAdamW8bit([torch.nn.Parameter(torch.zeros(2))])
+    with FakeTensorMode():
+        p = torch.empty(400, 300, device="mps")
+        with pytest.raises(Exception, match=r"."):
+            optimizer.get_state_buffer(p, torch.uint8)
+        adapter.keep_states_on_mps()
+        state = optimizer.get_state_buffer(p, torch.uint8)
+    assert (state.device.type, state.shape, state.dtype) == ("mps", p.shape, torch.uint8)
+
+
+def test_int8_by_rows_and_columns():
+    """On the CPU bitsandbytes has no kernel for this: held to its other operation."""
+    a = torch.randn(7, 40).half()
+    a[2, 5] = 60.0
+    by_row, by_column, rows, columns, outliers = op("int8_double_quant")(a, 6.0)
+    expected, stats, found = op("int8_vectorwise_quant")(a, 6.0)
+    assert torch.equal(by_row, expected) and torch.equal(rows, stats)
+    assert outliers.tolist() == found.tolist() == [5]
+    kept = a.masked_fill(a.abs() >= 6.0, 0.0).t().contiguous()
+    expected, stats, _ = op("int8_vectorwise_quant")(kept)
+    assert torch.equal(by_column, expected.t()) and torch.equal(columns, stats)
 
 
 @pytest.mark.parametrize("nested", [False, True])

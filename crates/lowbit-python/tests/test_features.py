@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from fresh_process import FreshProcesses
+from lowbit import nn
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- features -->", "<!-- /features -->"
@@ -200,7 +202,64 @@ def table():
     return "\n".join(rows)
 
 
+def shown(start, end):
+    """What the README has between two marks."""
+    text = README.read_text(encoding="utf-8")
+    return text[text.index(start) + len(start) : text.index(end)].strip()
+
+
 def test_the_table_in_the_readme_is_this_one():
-    text = README.read_text()
-    shown = text[text.index(START) + len(START) : text.index(END)].strip()
-    assert shown == table(), f"put this between the marks:\n{table()}"
+    assert shown(START, END) == table(), f"put this between the marks:\n{table()}"
+
+
+N, K = 512, 1024
+MODULES = {
+    "`Linear4bit`": lambda w, _: nn.Linear4bit.from_linear(w),
+    "`Linear4bit`, double quantization": lambda w, _: nn.Linear4bit.from_linear(
+        w, compress_statistics=True
+    ),
+    "`LinearFP8`": lambda w, _: nn.LinearFP8.from_linear(w),
+    "`Linear8bit`": lambda w, _: nn.Linear8bit.from_linear(w),
+    "`Linear8bitLt(has_fp16_weights=False)`": lambda w, _: nn.Linear8bitLt.from_linear(
+        w, has_fp16_weights=False, threshold=6.0
+    ),
+    "`OutlierAwareLinear`": lambda w, _: nn.OutlierAwareLinear.from_linear(w),
+    "`Linear8bitLt`, which trains its weight": lambda w, _: nn.Linear8bitLt.from_linear(w),
+    "`SwitchBackLinear`": lambda w, _: nn.SwitchBackLinear.from_linear(w),
+    "`EmbeddingNF4`, `EmbeddingFP4`": lambda _, t: nn.EmbeddingNF4.from_embedding(t),
+    "`Embedding8bit`": lambda _, t: nn.Embedding8bit.from_embedding(t),
+}
+
+
+def held(value, seen):
+    """Bytes of all memory of tensors that can be reached from a module."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        is_new = storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return storage.nbytes() * is_new
+    if isinstance(value, dict):
+        return sum(held(v, seen) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(held(v, seen) for v in value)
+    return held(vars(value), seen) if hasattr(value, "__dict__") else 0
+
+
+def memory_table():
+    """Each module after its first use, in bits per weight."""
+    rows = ["| | bits per weight | of those of 16 bits |", "|---|---|---|"]
+    for name, make in MODULES.items():
+        module = make(
+            torch.nn.Linear(K, N, bias=False, dtype=torch.bfloat16),
+            torch.nn.Embedding(N, K, dtype=torch.bfloat16),
+        )
+        indices = isinstance(module, nn.QuantizedEmbedding)
+        module(torch.tensor([1]) if indices else torch.randn(2, K, dtype=torch.bfloat16))
+        bits = 8 * held(vars(module), set()) / (N * K)
+        rows.append(f"| {name} | {bits:.2f} | {bits / 16:.0%} |")
+    return "\n".join(rows)
+
+
+def test_the_memory_that_the_readme_states_is_what_modules_take():
+    marks = "<!-- memory -->", "<!-- /memory -->"
+    assert shown(*marks) == memory_table(), f"put this between the marks:\n{memory_table()}"

@@ -1,12 +1,13 @@
 """Whatever is passed, to whatever entry: an error that says what was wrong, and never a crash."""
 
+import inspect
 import itertools
 
 import pytest
 import torch
 
 import lowbit
-from lowbit import _native, formats, ops
+from lowbit import _native, formats, ops, rules
 from lowbit import functional as F
 
 REFUSALS = (ValueError, TypeError)
@@ -49,6 +50,14 @@ class Raw:
         x, y, sums = map(address, (self.x, self.y, self.sums))
         ints = byte_address(self.ints)
         three = address(self.bias[:3])
+        self.rows = torch.ones_like(self.w, dtype=torch.int8)
+        rows = ((n, k), k, byte_address(self.rows), address(self.bias), None, None, None)
+        self.firsts = torch.zeros(3, dtype=torch.int64)
+        self.ids, self.found = torch.tensor([7, 0, 2]), torch.zeros(3, k)
+        self.values, self.sums_of_rows = torch.randn(3), torch.zeros(n, k)
+        self.p, self.g = torch.randn(3, k), torch.randn(3, k)
+        self.moments = torch.zeros(2, 3, k)
+        ids = address(self.ids)
         self.calls = {
             "quantize": [
                 quant_type,
@@ -70,6 +79,27 @@ class Raw:
             "linear_transposed": [quant_type, weight, "f32", y, address(self.dx)],
             "int8_matmul": [ints, ints, k, sums],
             "int8_rescale": ["f32", sums, three, three, None, address(self.nine)],
+            "int8_linear": ["int8", rows, "f32", x, 6.0, address(self.bias), y],
+            "embedding": [quant_type, weight, ids, "f32", address(self.found)],
+            "sparse_matmul": [
+                "f32",
+                (n, 3),
+                ids,
+                address(self.firsts),
+                address(self.values),
+                None,
+                x,
+                address(self.sums_of_rows),
+            ],
+            "optimizer_update": [
+                "adam",
+                rules.Settings(lr=0.1),
+                1,
+                "f32",
+                address(self.p),
+                address(self.g),
+                [(address(m), None) for m in self.moments],
+            ],
         }
 
 
@@ -85,7 +115,15 @@ def hostile_region(region):
 
 def hostile(value):
     """Values of the wrong kind, size or range in the place of one that is right."""
-    if isinstance(value, tuple) and len(value) == 2 and value[0] > 2**16:
+    if isinstance(value, rules.Settings):
+        yield from [None, 7, ()]
+        yield from (
+            value._replace(**{field: other}) for field in value._fields for other in ("", [])
+        )
+    elif isinstance(value, list):
+        for other in hostile(tuple(value)):
+            yield list(other) if isinstance(other, tuple) else other
+    elif isinstance(value, tuple) and type(value[0]) is int and value[0] > 2**16:
         yield from hostile_region(value)
     elif isinstance(value, tuple):
         for i, part in enumerate(value):
@@ -98,6 +136,8 @@ def hostile(value):
         yield from ["", "f64", "nf5", "\0", "x" * 10_000, None, 3, b"nf4"]
     elif isinstance(value, int):
         yield from [0, -1, 1, 3, 63, 2**31, 2**62, 2**64, None, 1.5, "64"]
+    elif isinstance(value, float):
+        yield from [-1.0, float("nan"), None, "6", ()]
 
 
 def is_legitimate(name, position, value, other):
@@ -106,6 +146,10 @@ def is_legitimate(name, position, value, other):
         *same, block_size = other[4] if isinstance(other[4], tuple) else [other[4]]
         if other[:4] == value[:4] and same == list(value[4][:3]) and isinstance(block_size, int):
             return block_size >= value[3][1]  # All scales are one block.
+    if name == "optimizer_update" and position == 2:
+        return other in (1, 3, 63, 2**31, 2**62)  # Steps.
+    if name == "int8_linear":
+        return position == 5 and other is None
     no_part = other is None and name in ("linear", "dequantize", "linear_transposed")
     return no_part or (name == "linear" and position == 4 and other is None)
 
@@ -148,9 +192,49 @@ def test_native_functions_do_not_write_what_they_read():
         _native.quantize(*a[:6], (a[2][0], a[6][1]))
 
 
+def test_every_native_function_that_takes_memory_is_among_them():
+    others = {
+        "formats",
+        "optimizers",
+        "instruction_set",
+        "conformance",
+        "set_threads",
+        "after_fork",
+    }
+    functions = {name for name, f in vars(_native).items() if inspect.isbuiltin(f)}
+    assert functions - others == set(Raw().calls)
+
+
+@pytest.mark.parametrize("bad", [-1, 8, 2**62, -(2**63)])
+def test_indices_outside_are_refused(bad):
+    raw = Raw()
+    raw.ids[1] = bad
+    for name in ("embedding", "sparse_matmul"):
+        with pytest.raises(ValueError):
+            getattr(_native, name)(*raw.calls[name])
+    raw = Raw()
+    raw.firsts[1] = bad
+    with pytest.raises(ValueError):
+        _native.sparse_matmul(*raw.calls["sparse_matmul"])
+
+
+def test_optimizers_do_not_write_what_they_read():
+    raw = Raw()
+    good = raw.calls["optimizer_update"]
+    (m, v), p, g = good[6], good[4], good[5]
+    for bad in ((p, p, [m, v]), (p, g, [m, m]), (p, g, [(p, None), v]), (p, g, [m, (g, None)])):
+        with pytest.raises(ValueError, match="expected"):
+            _native.optimizer_update(*good[:4], *bad)
+
+
 def weight_of(**changes):
     codes, state = F.quantize_4bit(torch.randn(8, 64), compress_statistics=True)
     return list(state.weight(codes)._replace(**changes))
+
+
+def rows_of():
+    codes, state = F.quantize(torch.randn(8, 64), "int8")
+    return state.weight(codes)
 
 
 HOSTILE_TENSORS = [
@@ -174,6 +258,7 @@ HOSTILE = {
     type(None): HOSTILE_TENSORS,
     str: ["", "nf5", "int8"],
     int: [0, -1, 1, 3, 2**31, 2**62],
+    float: [-1.0, float("nan"), "6", None],
     torch.Size: [[], [0], [8], [-8, 64], [8, -64], [2**40, 2**40], [8, 65], [64, 8], [1, 8, 64]],
     torch.dtype: [torch.float64, torch.int8, torch.complex64, torch.uint8],
 }
@@ -195,6 +280,19 @@ OPERATIONS = {
             torch.rand(8),
             torch.rand(8),
             torch.float32,
+        ],
+    ),
+    "int8_linear": (ops.int8_linear, lambda: [torch.randn(3, 64), torch.randn(8), 6.0, *rows_of()]),
+    "embedding": (ops.embedding, lambda: [torch.tensor([1, 7]), torch.float32, *weight_of()]),
+    "sparse_matmul": (
+        ops.sparse_matmul,
+        lambda: [
+            torch.Size([4, 8]),
+            torch.tensor([0, 3]),
+            torch.tensor([7, 0]),
+            torch.randn(2),
+            None,
+            torch.randn(8, 64),
         ],
     ),
 }
@@ -293,6 +391,14 @@ def good_4bit():
         (lambda: F.quantize_blockwise(torch.ones(64), block_size=0), "block_size"),
         (lambda: F.double_quant(torch.ones(4).half()), "absmax"),
         (lambda: F.dequant_absmax(torch.ones(4).byte(), None, torch.ones(())), "nested"),
+        (lambda: F.int8_linear(torch.ones(2, 4), torch.ones(2, 4), torch.ones(2)), "w"),
+        (lambda: F.int8_linear(torch.ones(4), torch.ones(2, 4).char(), torch.ones(3)), "scales"),
+        (lambda: F.embedding(torch.ones(3), *good_4bit()), "ids"),
+        (lambda: F.embedding(torch.tensor([1]), *F.quantize_nf4(torch.ones(64))), "state.shape"),
+        (lambda: lowbit.nn.EmbeddingNF4.from_embedding(torch.nn.Linear(4, 4)), "embedding"),
+        (lambda: lowbit.nn.Embedding4bit(4, 64, quant_type="int8"), "quant_type"),
+        (lambda: lowbit.nn.Linear8bitLt(64, 8, threshold=-1.0), "threshold"),
+        (lambda: lowbit.nn.Linear8bitLt(64, 8, index=3), "index"),
         (lambda: lowbit.QuantState.from_dict({}), "quant_type"),
         (lambda: lowbit.QuantState.from_dict({"quant_type": "nf4"}), "absmax"),
         (lambda: lowbit.nn.Linear4bit(64, 8, quant_type="int8"), "quant_type"),

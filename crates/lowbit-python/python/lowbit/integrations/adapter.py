@@ -182,6 +182,27 @@ def train_without_dense_weights() -> None:
         _replace(_functions, "MatMul8bitFp", ours)
 
 
+def keep_states_on_mps() -> None:
+    """Have bitsandbytes' paged optimizers keep ordinary tensors on "mps", where they fail.
+
+    Pages are memory of CUDA that the processor shares. On Apple Silicon the memory is one, and
+    paging it is the system's business.
+    """
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
+    theirs = Optimizer8bit.get_state_buffer
+    _expect(theirs, "(self, p, dtype)")
+
+    def get_state_buffer(
+        self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        if p.device.type == "mps":
+            return torch.zeros_like(p, dtype=dtype)
+        return theirs(self, p, dtype)
+
+    _replace(Optimizer8bit, "get_state_buffer", get_state_buffer)
+
+
 def use_lora_on_quantized_layers() -> None:
     """Have peft put LoRA on our layers by a class that knows how to merge into them."""
     with told_once("peft cannot merge adapters into lowbit's layers"):

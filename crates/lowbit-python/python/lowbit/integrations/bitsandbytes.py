@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lowbit import formats, ops, rules
 from lowbit import functional as F
-from lowbit.backends import PackedWeight
+from lowbit.backends import PackedWeight, dense
 
 SWITCH = "LOWBIT_BNB_BACKEND"
 LIBRARY = "bitsandbytes"
@@ -48,6 +48,8 @@ def register() -> None:
             adapter.register_kernels(device, kernels(run))
             if device == "cpu":
                 adapter.keep_weights_as_stored()
+            else:
+                adapter.keep_states_on_mps()
         if devices():
             adapter.train_without_dense_weights()
 
@@ -67,6 +69,7 @@ def devices() -> list[str]:
 
 def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
     """The operations of bitsandbytes by name, run by a module of `lowbit.backends`."""
+    optimizer_update = getattr(run, "optimizer_update", dense.optimizer_update)
 
     def quantize_4bit(
         A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
@@ -198,7 +201,9 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
     ) -> None:
         settings, step = _optimizer_settings(optimizer_name, _NUMBERS_32, numbers, named)
         settings = settings._replace(max_update_norm=max_unorm)
-        _take_step(run, optimizer_name, settings, step, p, g, [(state1, None), (state2, None)])
+        _take_step(
+            optimizer_update, optimizer_name, settings, step, p, g, [(state1, None), (state2, None)]
+        )
 
     def optimizer_update_8bit_blockwise(
         optimizer_name: str,
@@ -218,7 +223,7 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
                 raise ValueError("qmap: expected bitsandbytes' dynamic map, got another one")
         settings, step = _optimizer_settings(optimizer_name, (), (), given)
         states = [(state1, absmax[0]), (state2, absmax[1])]
-        _take_step(run, optimizer_name, settings, step, p, g, states)
+        _take_step(optimizer_update, optimizer_name, settings, step, p, g, states)
 
     made: list[Callable[..., Any]] = [
         quantize_4bit,
@@ -230,11 +235,11 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         int8_vectorwise_quant,
         int8_vectorwise_dequant,
         int8_double_quant,
+        optimizer_update_32bit,
+        optimizer_update_8bit_blockwise,
     ]
     if hasattr(run, "int8_matmul"):
         made += [int8_linear_matmul, int8_mm_dequant, int8_scaled_mm]
-    if hasattr(run, "optimizer_update"):
-        made += [optimizer_update_32bit, optimizer_update_8bit_blockwise]
     named = {kernel.__name__: kernel for kernel in made}
     for name in ("dequantize_4bit", "gemv_4bit", "dequantize_blockwise", "int8_linear_matmul"):
         if name in named:
@@ -263,7 +268,7 @@ def _optimizer_settings(
 
 
 def _take_step(
-    run: ModuleType,
+    optimizer_update: Callable[..., None],
     name: str,
     settings: rules.Settings,
     step: int,
@@ -279,7 +284,7 @@ def _take_step(
         scales = None if absmax is None else absmax.view(last - first, -1)
         moments += [(parts[i], None if scales is None else scales[i]) for i in range(len(parts))]
     flat = p.detach().view(-1)
-    run.optimizer_update(
+    optimizer_update(
         rule.name, settings, step, flat, g.detach().to(p.dtype).contiguous().view(-1), moments
     )
 
