@@ -323,7 +323,7 @@ fn embedding_typed<T: Element>(
 pub fn sparse_matmul(
     py: Python<'_>,
     dtype: &str,
-    shape: [usize; 2],
+    shape: [Size; 2],
     rows: Region,
     columns: Region,
     values: Region,
@@ -331,7 +331,7 @@ pub fn sparse_matmul(
     dense: Region,
     out: Region,
 ) -> PyResult<()> {
-    let places = (shape, rows, columns);
+    let places = (shape.map(|size| size.0), rows, columns);
     typed!(dtype, sparse_matmul_typed(py, places, values, scale, dense, out))
 }
 

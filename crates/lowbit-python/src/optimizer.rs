@@ -7,7 +7,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::memory::{Region, addresses};
+use crate::memory::{Region, Size, addresses};
 use crate::operations::typed;
 use crate::threads;
 use crate::to_python;
@@ -56,16 +56,16 @@ pub fn optimizer_update(
     py: Python<'_>,
     rule: &str,
     settings: &Bound<'_, PyAny>,
-    step: u64,
+    step: Size,
     dtype: &str,
     p: Region,
     g: Region,
     moments: Vec<PyMoment>,
 ) -> PyResult<()> {
     let settings: PySettings = settings.extract().map_err(|error| {
-        PyTypeError::new_err(format!("settings: expected lowbit.rules.Settings, got {error}"))
+        PyTypeError::new_err(format!("settings: expected lowbit.rules.Settings: {error}"))
     })?;
-    typed!(dtype, update_typed(py, rule, settings.into(), step, p, g, moments))
+    typed!(dtype, update_typed(py, rule, settings.into(), step.0 as u64, p, g, moments))
 }
 
 fn update_typed<T: Element>(

@@ -122,6 +122,7 @@ def test_opcheck_of_optimizers():
     maps = F.create_dynamic_map(signed=True), F.create_dynamic_map(signed=False)
     given = ("adam", g, p, *codes, *betas, 1, 1e-2, *maps, torch.zeros(2), torch.zeros(2), 0.1, 1.0)
     torch.library.opcheck(op("optimizer_update_8bit_blockwise"), given)
+    op("optimizer_update_8bit_blockwise")(*given)
     assert codes[0].any() and codes[1].any()
 
 

@@ -1,6 +1,7 @@
 """LLM.int8, quantized embeddings, SwitchBack and sparse products."""
 
 import copy
+import functools
 import pickle
 
 import bitsandbytes
@@ -18,6 +19,7 @@ from lowbit.nn import (
     EmbeddingFP4,
     EmbeddingNF4,
     Linear8bitLt,
+    OutlierAwareLinear,
     QuantizedEmbedding,
     SwitchBackLinear,
     SwitchBackLinearCallback,
@@ -81,18 +83,37 @@ def test_state_dicts_of_trained_and_of_int8_layers_are_those_of_bitsandbytes():
             assert torch.equal(other(x.to(layer.bias.dtype)), layer(x.to(layer.bias.dtype)))
 
 
-def test_a_trained_weight_is_rounded_whenever_it_has_changed():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_trained_weight_is_rounded_whenever_it_has_changed(compiled):
     layer = Linear8bitLt(64, 8, threshold=6.0)
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
     x = torch.randn(3, 64)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    optimizer = lowbit.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
     for _ in range(3):
         expected = F.int8_linear(x, *F.quantize_rowwise(layer.weight), layer.bias, 6.0)
-        y = layer(x)
+        y = run(x)
         assert torch.equal(y, expected)
         y.square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert not torch.equal(layer(x), y)
+    assert not torch.equal(run(x), y)
+    layer.weight.data.zero_()
+    assert torch.equal(run(x), layer.bias.expand(3, 8))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [OutlierAwareLinear, SwitchBackLinear, functools.partial(Linear8bitLt, has_fp16_weights=False)],
+)
+def test_layers_compile_whole(layer):
+    layer = layer(64, 8)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 64, requires_grad=True)
+    y, again = layer(x), compiled(x)
+    torch.testing.assert_close(again, y)
+    dy = torch.randn(3, 8)
+    expected = torch.autograd.grad(y, x, dy)
+    torch.testing.assert_close(torch.autograd.grad(again, x, dy), expected)
 
 
 def numerical(f, t, step):

@@ -326,6 +326,14 @@ def test_parameters_that_are_not_contiguous_are_trained():
     assert torch.equal(p, q)
 
 
+def test_autograd_notices_a_step():
+    p = parameter(8)
+    kept = (p * p).sum()
+    optim.SGD([p], lr=0.1, momentum=0.9).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
 def test_what_cannot_be_done_is_refused():
     p = parameter(64, 64)
     for options in (

@@ -151,7 +151,8 @@ def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) 
     _follow_torch()
     w, x = PackedWeight(*weight), x.contiguous()
     dtype = _dtype(x, "x")
-    y = x.new_empty((*x.shape[:-1], w.shape[0]))
+    n, _ = _matrix(w)
+    y = x.new_empty((*x.shape[:-1], n))
     bias_region = None
     if bias is not None:
         bias = bias.to(x.dtype).contiguous()
@@ -166,10 +167,11 @@ def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::embedding`."""
     _follow_torch()
     w, ids = PackedWeight(*weight), ids.to(torch.int64).contiguous()
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.shape[0]:
+    n, k = _matrix(w)
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
         wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise IndexError(f"ids: expected indices from 0 to less than {w.shape[0]}, got {wrong}")
-    out = torch.empty((*ids.shape, w.shape[1]), dtype=dtype)
+        raise IndexError(f"ids: expected indices from 0 to less than {n}, got {wrong}")
+    out = torch.empty((*ids.shape, k), dtype=dtype)
     _native.embedding(w.format, _weight(w), _region(ids, "ids"), _dtype(out, "dtype"), _fresh(out))
     return out
 
@@ -189,6 +191,8 @@ def sparse_matmul(
     dtype, stored = _dtype(dense, "dense"), dense.dtype if scale is None else torch.int8
     if values.dtype is not stored:
         raise TypeError(f"values: expected {stored}, got {values.dtype}")
+    if len(shape) != 2:
+        raise ValueError(f"shape: expected [rows, columns], got {list(shape)}")
     if dense.dim() != 2 or dense.shape[0] != shape[1]:
         raise ValueError(f"dense: expected [{shape[1]}, D], got {list(dense.shape)}")
     out = dense.new_empty((shape[0], dense.shape[1]))

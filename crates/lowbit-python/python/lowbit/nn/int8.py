@@ -20,7 +20,7 @@ class Linear8bitLt(nn.Linear):
     activations, is nearer to the layer that was quantized.
 
     With `has_fp16_weights` the layer keeps and trains a weight that is not quantized, and rounds it
-    anew whenever it has changed; else its weight is int8 for good, and it is a `Linear8bit`: a byte
+    in every forward; else its weight is int8 for good, and it is a `Linear8bit`: a byte
     per weight and four per row instead of two bytes per weight, and the bias is all that is
     trained.
 
@@ -58,7 +58,6 @@ class Linear8bitLt(nn.Linear):
     ) -> None:
         super().__init__(input_features, output_features, bias, device)
         self.threshold = _checked(threshold, index)
-        self._copy: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> Linear8bitLt:
@@ -81,12 +80,10 @@ class Linear8bitLt(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x: [.., K]` to `[.., N]`, of the dtype of `x`."""
-        now = self.weight.data_ptr(), self.weight._version
-        if self._copy is None or self._copy[0] != now:
-            self._copy = now, F.quantize_rowwise(self.weight)
+        # Anew each time: a change through `.data` could not be noticed.
+        q, scales = F.quantize_rowwise(self.weight)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.weight.to(x.dtype)
-        return int8_training_linear(x, weight, bias, *self._copy[1], self.threshold)
+        return int8_training_linear(x, self.weight.to(x.dtype), bias, q, scales, self.threshold)
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -95,9 +92,6 @@ class Linear8bitLt(nn.Linear):
 
     def _get_name(self) -> str:
         return Linear8bitLt.__name__
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_copy": None}
 
 
 class _Rounded(Linear8bit, Linear8bitLt):

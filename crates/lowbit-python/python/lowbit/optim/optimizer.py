@@ -173,6 +173,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 if key in state:
                     for i in range(state[key].numel() // max(p.numel(), 1)):
                         self._pages.release(state[key], i * p.numel() + start, n)
+        # Written past autograd, which is to notice all the same.
+        torch.autograd.graph.increment_version(p)
 
     def _begin(self, config: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
         """The state before the first step, by bitsandbytes' names."""
