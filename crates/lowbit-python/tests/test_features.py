@@ -120,6 +120,12 @@ FEATURES = [
         cpu="yes: in PyTorch, unfused",
     ),
     both(
+        "AdEMAMix with 32 bits",
+        optimizer("LIB", "AdEMAMix32bit"),
+        cpu=NO,
+        mps="not known",
+    ),
+    both(
         "LAMB and LARS",
         families(["LAMB32bit", "LAMB8bit"])
         + "\n"
