@@ -67,7 +67,9 @@ impl<V> CooVec<V> {
 /// NaN.
 pub fn from_dense<T: Element>(dense: &[T], shape: [usize; 2], threshold: f32) -> Result<CooVec<T>> {
     const OP: &str = "sparse::from_dense";
-    check_len(OP, &format!("numbers for shape {shape:?}"), shape[0] * shape[1], dense.len())?;
+    // Sizes that overflow fit no slice, and saturated ones fit none either.
+    let numbers = shape[0].saturating_mul(shape[1]);
+    check_len(OP, &format!("numbers for shape {shape:?}"), numbers, dense.len())?;
     if threshold.is_nan() || threshold < 0.0 {
         let help = "pass 0 to keep all that is not zero";
         return Err(Error::argument(OP, "a threshold from 0", threshold.to_string(), help));
@@ -144,13 +146,10 @@ fn multiply<V: Copy + Sync, T: Element>(
     const OP: &str = "sparse_matmul";
     let [rows, columns] = a.shape;
     let width = dense.len().checked_div(columns).or(out.len().checked_div(rows)).unwrap_or(0);
-    check_len(
-        OP,
-        &format!("numbers of dense, {columns} rows of {width}"),
-        columns * width,
-        dense.len(),
-    )?;
-    check_len(OP, &format!("numbers of out, {rows} rows of {width}"), rows * width, out.len())?;
+    for (what, rows, len) in [("dense", columns, dense.len()), ("out", rows, out.len())] {
+        let expected = rows.saturating_mul(width);
+        check_len(OP, &format!("numbers of {what}, {rows} rows of {width}"), expected, len)?;
+    }
     check_len(OP, "rows, one for each value", a.values.len(), a.rows.len())?;
     check_len(OP, "columns, one for each value", a.values.len(), a.columns.len())?;
     check_indices(OP, "rows", a.rows, rows)?;
@@ -305,5 +304,9 @@ mod tests {
         assert!(refuse(&[0], &[0], 6, 5).contains("out"));
         assert!(from_dense(&[0.0f32; 3], [2, 2], 0.0).is_err());
         assert!(from_dense(&[0.0f32; 4], [2, 2], -1.0).is_err());
+        assert!(from_dense(&[0.0f32; 0], [usize::MAX / 2 + 1, 2], 0.0).is_err());
+        let rows = usize::MAX / 8 + 2; // Eight times as much is eight, but for the carry.
+        let a = Coo { shape: [rows, 1], rows: &[0], columns: &[0], values: &[1.0f32] };
+        assert!(cpu.sparse_matmul(&a, &[0.0; 8], &mut [0.0; 8]).is_err());
     }
 }
