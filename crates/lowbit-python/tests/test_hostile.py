@@ -142,6 +142,8 @@ def hostile(value):
 
 def is_legitimate(name, position, value, other):
     """Whether what looks hostile has a meaning after all."""
+    if other == value:
+        return True
     if isinstance(other, tuple) and len(other) == 7 and other[4]:
         *same, block_size = other[4] if isinstance(other[4], tuple) else [other[4]]
         if other[:4] == value[:4] and same == list(value[4][:3]) and isinstance(block_size, int):

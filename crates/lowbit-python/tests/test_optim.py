@@ -329,6 +329,35 @@ def test_parameters_that_are_not_contiguous_are_trained():
     assert torch.equal(p, q)
 
 
+def test_each_process_updates_its_part_of_a_sharded_parameter(processes, tmp_path):
+    program = f"""
+import lowbit, torch
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+plain = torch.nn.Parameter(torch.linspace(-1, 1, 8192).view(64, 128))
+sharded = torch.nn.Parameter(distribute_tensor(plain.detach().clone(), mesh, [Shard(0)]))
+a, b = (lowbit.optim.AdamW8bit([p]) for p in (plain, sharded))
+for step in range(3):
+    plain.grad = torch.randn(64, 128)
+    sharded.grad = distribute_tensor(plain.grad.clone(), mesh, [Shard(0)])
+    a.step(); b.step()
+assert torch.equal(sharded.to_local(), plain)
+b.load_state_dict(a.state_dict())
+assert torch.equal(b.state[sharded]["state1"], a.state[plain]["state1"])
+try:
+    lowbit.optim.LAMB([sharded]).step()
+except ValueError as error:
+    assert "max_unorm" in str(error)
+else:
+    raise AssertionError("LAMB took the norm of a part")
+dist.destroy_process_group()
+"""
+    ended = processes.run(program)
+    assert ended.ok, ended.printed
+
+
 def test_autograd_notices_a_step():
     p = parameter(8)
     kept = (p * p).sum()

@@ -29,7 +29,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """An optimizer with states in 8 or 32 bits; see its subclasses.
 
     States of 8 bits are codes of the dynamic map with an absmax for each 256. A gradient that is
-    not finite leaves its number of the parameter as it is there, and its states zero.
+    not finite leaves its number of the parameter as it is there, and its states zero. Of sharded
+    parameters (FSDP) each process updates its part, and its states and state dict are of that part.
 
     Args:
         params: parameters or groups of them; float32, float16 or bfloat16.
@@ -136,8 +137,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         )
 
     def _step(self, group: dict[str, Any], p: Tensor) -> None:
-        g = p.grad
-        assert g is not None
+        assert p.grad is not None
+        g = _local(p.grad)
+        whole_p, p = p, _local(p)
         if g.is_sparse:
             raise ValueError("step: expected a dense gradient, got a sparse one")
         if p.dtype not in FLOATS:
@@ -146,9 +148,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             )
         if not p.is_contiguous():
             p.data = p.data.contiguous()
-        config = self.config(group, p)
+        config = self.config(group, whole_p)
         _check(config)
-        state = self.state[p]
+        if p is not whole_p and config["max_unorm"] > 0.0:
+            raise ValueError("max_unorm: expected 0 for sharded parameters, whose norm no part has")
+        state = self.state[whole_p]
         if not state:
             self._begin(config, p, state)
         state["step"] += 1
@@ -174,7 +178,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                     for i in range(state[key].numel() // max(p.numel(), 1)):
                         self._pages.release(state[key], i * p.numel() + start, n)
         # Written past autograd, which is to notice all the same.
-        torch.autograd.graph.increment_version(p)
+        torch.autograd.graph.increment_version(whole_p)
 
     def _begin(self, config: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
         """The state before the first step, by bitsandbytes' names."""
@@ -234,7 +238,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if len(given) == len(here):
             for key, p in zip(given, here, strict=True):
                 if key in state_dict["state"]:
-                    states[p] = self._read(state_dict["state"][key], p, move_to_device)
+                    states[p] = self._read(state_dict["state"][key], _local(p), move_to_device)
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         self.state.clear()
         self.state.update(states)
@@ -281,6 +285,12 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if "_pages" not in self.__dict__:
             self._pages = Pages(self.page_dir)
             self.manager = GlobalOptimManager.get_instance()
+
+
+def _local(t: Tensor) -> Tensor:
+    """The part of a sharded tensor (FSDP) that this process has; any other tensor itself."""
+    to_local = getattr(t, "to_local", None)
+    return t if to_local is None else to_local()
 
 
 @cache
