@@ -1,18 +1,24 @@
 //! The operations of [`lowbit`] on any GPU: WGSL kernels through wgpu (Metal, Vulkan, DX12), and the
 //! same kernels as Metal text for hosts that compile their own.
 
+#[cfg(feature = "wgpu")]
 mod adapter;
 mod argmax;
 mod attention;
 mod choose;
+mod description;
 mod device;
 mod elementwise;
 mod embed;
+#[cfg(feature = "wgpu")]
 mod gpu;
 mod kernel;
+#[cfg(feature = "wgpu")]
 pub mod measure;
 mod memo;
+pub mod msl;
 mod numbers;
+pub mod plan;
 mod prelude;
 mod product;
 mod quantize;
@@ -23,12 +29,15 @@ mod subject;
 mod unroll;
 mod weight;
 
+#[cfg(feature = "wgpu")]
 pub use adapter::{Adapter, Kind};
 pub use argmax::argmax;
 pub use attention::{Heads, Layer, attention};
+pub use description::Description;
 pub use device::GpuDevice;
 pub use elementwise::{add, rows, silu_mul};
 pub use embed::{Ids, embed};
+#[cfg(feature = "wgpu")]
 pub use gpu::{Buffer, Gpu};
 pub use kernel::{Access, Binding, Kernel, Needs};
 pub use product::{dequantize, linear, linear_transposed};

@@ -27,7 +27,7 @@ pub struct Quantized<B> {
     /// One f32 a block; where the format's scales are E8M0, the byte in the low bits of a u32.
     pub scales: B,
     /// Index of the first number that is not finite, or `u32::MAX`.
-    bad: B,
+    pub bad: B,
 }
 
 /// A format's thresholds and codes on the GPU, ready to quantize any number of tensors.

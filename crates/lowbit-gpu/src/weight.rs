@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use lowbit::format::{Layout, Packing, Values};
+use lowbit::format::Packing;
 use lowbit::{DType, DenseTensor, Error, QTensor, Result, Scales, Weight};
 
 use crate::kernel::{Access, Builder};
 use crate::queue::{Queue, count};
+use crate::{Description, Limits};
 
 /// Parameters of every kernel that reads weights.
 pub(crate) const PARAMS: &[&str] = &[
@@ -47,38 +48,38 @@ pub struct GpuWeight<B> {
 /// What the text of a kernel depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kind {
-    codes: Codes,
-    scales: Stored,
+    pub codes: Codes,
+    pub scales: Stored,
     /// Values come from a table that is bound; else a code is a signed integer.
-    table: usize,
+    pub table: usize,
     /// Blocks are a power of two, or whole rows.
-    power_of_two: bool,
+    pub power_of_two: bool,
     /// Four weights from a multiple of four lie in one word and one block, or are dense.
-    words: bool,
+    pub words: bool,
     /// A vector of 128 bits from a multiple of that lies in one row and one block.
     pub vectors: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Codes {
+pub(crate) enum Codes {
     Dense(DType),
     Format(&'static str, Coding),
 }
 
 /// The fields of a format that a kernel needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Coding {
-    bits: u32,
-    per_code: usize,
-    packing: Packing,
-    flat: bool,
+pub(crate) struct Coding {
+    pub bits: u32,
+    pub per_code: usize,
+    pub packing: Packing,
+    pub flat: bool,
     /// Bits of the f32.
-    unit: u32,
-    has_mean: bool,
+    pub unit: u32,
+    pub has_mean: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stored {
+pub(crate) enum Stored {
     None,
     F32,
     Nested,
@@ -147,46 +148,10 @@ impl<B: Clone> GpuWeight<B> {
 
     fn upload_quantized<Q: Queue<Buffer = B>>(queue: &Q, q: &QTensor) -> Result<Self> {
         let (format, n, k) = (q.format(), q.rows(), q.cols());
-        let g = lowbit::Geometry::new(format, q.shape(), Some(q.block_size()))?;
-        let coding = Coding {
-            bits: format.code_bits,
-            per_code: format.weights_per_code,
-            packing: format.packing,
-            flat: matches!(format.layout, Layout::Flat { .. }),
-            unit: format.unit.to_bits(),
-            has_mean: format.has_mean,
-        };
-        let whole_row = q.block_size() >= k && !coding.flat;
-        let bits = format.code_bits as usize;
-        // Where codes are whole fractions of a byte, one weight each, a row's bits are its weights'.
-        let plain = bits <= 8
-            && 8 % bits == 0
-            && coding.per_code == 1
-            && !matches!(coding.packing, Packing::Radix { .. });
-        let row_bits = g.row_bytes.map_or(k * bits, |b| 8 * b);
-        let lies = |unit: usize| {
-            let weights = unit / bits;
-            plain
-                && k > 0
-                && row_bits % unit == 0
-                && k % weights.max(4) == 0
-                && (whole_row || q.block_size() % weights.max(4) == 0)
-        };
-        let kind = Kind {
-            codes: Codes::Format(format.name, coding),
-            scales: match q.scales() {
-                Scales::F32(_) => Stored::F32,
-                Scales::Nested(_) => Stored::Nested,
-                Scales::E8M0(_) => Stored::E8M0,
-            },
-            table: match format.values {
-                Values::Integer(_) if !q.has_own_codebook() => 0,
-                _ => q.codebook().len(),
-            },
-            power_of_two: whole_row || q.block_size().is_power_of_two(),
-            words: lies(32),
-            vectors: lies(128),
-        };
+        let description = Description::from(q);
+        let g = description.geometry()?;
+        let kind = description.kind(&g);
+        let row_bits = description.row_bits(&g);
         // A part begins with a byte and a block; flat runs may have to stay whole.
         let row_bytes = row_bits.div_ceil(8).max(1);
         let limit = queue.limits().binding;
@@ -228,28 +193,46 @@ impl<B: Clone> GpuWeight<B> {
             } else {
                 rows.start * row_bytes..rows.end * row_bytes
             };
-            let nested_size = match q.scales() {
-                Scales::Nested(nested) => nested.block_size,
-                _ => 1,
-            };
-            let layout = [
-                count("upload", rows.len())?,
-                count("upload", k)?,
-                (row_bits / 32) as u32,
-                (row_bits / 128) as u32,
-                count("upload", g.row_bytes.unwrap_or(0))?,
-                count("upload", q.block_size())?,
-                if whole_row { 31 } else { q.block_size().trailing_zeros() },
-                count("upload", k.div_ceil(q.block_size()))?,
-                count("upload", nested_size)?,
-                0,
-                down,
-                up,
-            ];
+            let layout = description.layout(&g, rows.len(), [down, up])?;
             let rest = shared.of(queue, q, from..to)?;
             parts.push(Part { rows, codes: queue.upload(&q.codes()[bytes])?, rest, layout });
         }
         Ok(GpuWeight { shape: q.shape().to_vec(), n, k, kind, parts })
+    }
+
+    /// A weight whose numbers lie in buffers already: `buffer` gives each by the name of its binding
+    /// and its length in bytes.
+    pub(crate) fn of_buffers(
+        description: &Description<'_>,
+        limits: &Limits,
+        mut buffer: impl FnMut(&'static str, u64) -> Result<B>,
+    ) -> Result<Self> {
+        let g = description.geometry()?;
+        let kind = description.kind(&g);
+        if g.code_bytes as u64 > limits.binding {
+            return Err(Error::argument(
+                "weight",
+                format!("at most {} bytes of codes", limits.binding),
+                g.code_bytes.to_string(),
+                "split the weight, or use the CPU",
+            ));
+        }
+        let bytes = description.scale_bytes(&g);
+        let codes = buffer("codes", g.code_bytes as u64)?;
+        let mut rest = vec![buffer("scales", bytes as u64)?];
+        if let Some(size) = description.nested_block_size {
+            rest.push(buffer("nested_absmax", 4 * g.blocks.div_ceil(size) as u64)?);
+            rest.push(buffer("nested_map", 4 * (256 + 1))?);
+        }
+        if description.format.has_mean {
+            rest.push(buffer("means", 4 * g.blocks as u64)?);
+        }
+        if kind.table > 0 {
+            rest.push(buffer("book", 4 * kind.table as u64)?);
+        }
+        let layout = description.layout(&g, g.n, powers(0.0))?;
+        let parts = vec![Part { rows: 0..g.n, codes, rest, layout }];
+        Ok(GpuWeight { shape: description.shape.to_vec(), n: g.n, k: g.k, kind, parts })
     }
 
     /// Its shape.

@@ -144,6 +144,13 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
         case.quantize(&mut rng, dtype);
         case.products(&mut rng, dtype, m);
     }
+    if size != Size::Quick {
+        // So many rows that kernels take larger tiles.
+        for (dtype, m) in [(DType::F16, 30), (DType::BF16, 67), (DType::BF16, 300)] {
+            let mut case = Case { subject, format, n: 37, k: 512, block_size: sizes[0], report };
+            case.products(&mut rng, dtype, m);
+        }
+    }
     if size == Size::Full {
         // Every type with every number of rows, on whole blocks and on rows that cross them.
         for (dtype, m) in DType::ALL.iter().flat_map(|d| ROWS.map(|m| (*d, m))) {
