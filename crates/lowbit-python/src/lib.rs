@@ -5,6 +5,7 @@
 //! strides and gradients are the business of the Python half.
 
 mod memory;
+mod metal;
 mod operations;
 mod optimizer;
 mod table;
@@ -16,6 +17,8 @@ use pyo3::prelude::*;
 /// Kernels of lowbit on memory that the caller owns. Private to the package.
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use crate::metal::{plan_dequantize, plan_linear, plan_linear_transposed, plan_quantize};
     #[pymodule_export]
     use crate::operations::{
         dequantize, double_quantize, embedding, int8_linear, int8_matmul, int8_rescale, linear,

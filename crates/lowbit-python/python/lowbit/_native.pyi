@@ -1,7 +1,7 @@
 """The native module: kernels on memory that the caller owns. Private; see `lowbit.backends.cpu`."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 Region: TypeAlias = tuple[int, int]
 """Address and number of elements of a contiguous tensor."""
@@ -17,6 +17,35 @@ Weight: TypeAlias = tuple[
     Region | None,
 ]
 """Shape, block size, codes, scales, nested scales, codebook, means."""
+Description: TypeAlias = tuple[str, Sequence[int], int, int | None, bool]
+"""Format, shape, block size, nested block size, and whether the codebook is the weight's own."""
+
+class Content(TypedDict):
+    """A plan's buffer: an input has a name, a constant has its content, all else is room."""
+
+    name: str | None
+    content: bytes | None
+    bytes: int
+    zeros: bool
+
+class Step(TypedDict):
+    """A kernel's run: arguments are places of buffers, or None for the parameters."""
+
+    name: str
+    source: str
+    entry: str
+    arguments: list[int | None]
+    params: list[int]
+    powers: list[int] | None
+    threads: list[int]
+    group: list[int]
+
+class Plan(TypedDict):
+    """What an operation runs on a GPU; results are places of buffers."""
+
+    buffers: list[Content]
+    steps: list[Step]
+    results: list[int]
 
 __version__: str
 
@@ -69,6 +98,10 @@ def optimizer_update(
     moments: Sequence[tuple[Region, Region | None]],
 ) -> None: ...
 def optimizers() -> list[dict[str, Any]]: ...
+def plan_quantize(format: str, dtype: str, shape: Sequence[int], block_size: int) -> Plan: ...
+def plan_dequantize(weight: Description, dtype: str) -> Plan: ...
+def plan_linear(weight: Description, dtype: str, m: int, bias: bool) -> Plan: ...
+def plan_linear_transposed(weight: Description, dtype: str, m: int) -> Plan: ...
 def formats() -> list[dict[str, Any]]: ...
 def conformance(full: bool) -> list[tuple[str, int, list[str]]]: ...
 def instruction_set() -> str: ...

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats
-from lowbit.backends import NESTED_BLOCK_SIZE, WEIGHT_TENSORS, PackedWeight, cpu, cuda, dense
+from lowbit.backends import NESTED_BLOCK_SIZE, WEIGHT_TENSORS, PackedWeight, cpu, cuda, dense, mps
 
 _WEIGHT = (
     "Tensor codes, Tensor scales, Tensor? nested_absmax, Tensor? nested_map, "
@@ -39,14 +39,16 @@ _SCHEMAS = {
 }
 _WEIGHT_LEN = len(PackedWeight._fields)
 
-NATIVE = ("cpu",)
+_BACKENDS = ((cpu, "CPU"), (mps, "MPS"), (cuda, "CUDA"), (dense, "CompositeExplicitAutograd"))
+
+NATIVE = ("cpu", "mps")
 """Devices that have kernels of ours."""
 
 # The operations are there as long as this object is.
 _library = torch.library.Library("lowbit", "FRAGMENT")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
-    for _module, _key in ((cpu, "CPU"), (cuda, "CUDA"), (dense, "CompositeExplicitAutograd")):
+    for _module, _key in _BACKENDS:
         _library.impl(_name, getattr(_module, _name), _key)
 
 quantize = torch.ops.lowbit.quantize.default
