@@ -3,7 +3,7 @@
 use lowbit::DType;
 
 use crate::Limits;
-use crate::weight::Kind;
+use crate::weight::{Kind, TABLE};
 
 /// A kernel for a product, and how its work is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,4 +77,41 @@ pub(crate) fn product(
     let subgroups = (n as u32 / rows / GROUPS).next_power_of_two().clamp(4, 32);
     let group = (subgroups * limits.subgroup.1).min(limits.threads);
     Product::GemvPairs { rows, batch, group, replicas }
+}
+
+/// The kernel for one row of activations and a gate with what it multiplies under it, `w: [N, K]`, which
+/// takes rows of both; `None` if no subgroups multiply.
+pub(crate) fn gated(
+    [n, k]: [usize; 2],
+    kind: &Kind,
+    dtype: DType,
+    limits: &Limits,
+) -> Option<Product> {
+    match product([1, n, k], kind, dtype, limits) {
+        Product::Gemv { batch, .. } => Some(Product::Gemv { rows: 4, batch }),
+        Product::GemvPairs { rows: 2, batch, group, replicas } => {
+            // Twice the rows in half the subgroups.
+            let group = (group / 2).max(limits.subgroup.1);
+            Some(Product::GemvPairs { rows: 4, batch, group, replicas })
+        }
+        pairs @ Product::GemvPairs { .. } => Some(pairs),
+        _ => None,
+    }
+}
+
+/// Whether a kernel for one row of activations has room to norm it first; `eps` becomes a part of its text.
+pub(crate) fn can_norm(
+    product: Product,
+    k: usize,
+    eps: f32,
+    dtype: DType,
+    limits: &Limits,
+) -> bool {
+    let (tables, group) = match product {
+        Product::Gemv { .. } => (4 * TABLE as u32, 128),
+        Product::GemvPairs { group, replicas, .. } => (PAIRS * replicas, group),
+        _ => return false,
+    };
+    let room = limits.workgroup_memory.saturating_sub(tables + group);
+    eps.is_finite() && k % 8 == 0 && k * dtype.size() <= room as usize
 }

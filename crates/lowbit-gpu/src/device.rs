@@ -2,16 +2,19 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lowbit::device::{Attention, CacheShape, Device, Fetch, KvCache, Rope, Tensor, check};
+use lowbit::device::{
+    Attention, CacheShape, Device, Fetch, KvCache, Norm, Rope, Tensor, bundle, check,
+};
 use lowbit::{DType, DenseTensor, Error, Result, Weight};
 
 use crate::attention::{Heads, Layer};
+use crate::elementwise::columns;
 use crate::embed::Ids;
 use crate::numbers::{from_bytes, to_bytes};
+use crate::product::{Around, gated, linear_around};
 use crate::rope::Turns;
-use crate::{
-    GpuWeight, Queue, add_rms_norm, argmax, attention, elementwise, embed, linear, rms_norm, rope,
-};
+use crate::stack::stack;
+use crate::{GpuWeight, Queue, argmax, attention, elementwise, embed, rms_norm, rope};
 
 /// Tables of sines and cosines that are kept: one for each model that runs at a time.
 const TABLES: usize = 4;
@@ -38,6 +41,14 @@ struct Vector<B> {
     numbers: B,
     /// In the type of activations.
     rounded: B,
+}
+
+/// Linear layers that read the same input, as one.
+struct Stacked<B> {
+    weight: GpuWeight<B>,
+    bias: Option<B>,
+    /// Rows of each.
+    rows: Vec<usize>,
 }
 
 impl<Q: Queue> GpuDevice<Q> {
@@ -76,6 +87,83 @@ impl<Q: Queue> GpuDevice<Q> {
 
     fn weight<'a>(&self, op: &'static str, w: &'a Tensor) -> Result<&'a GpuWeight<Q::Buffer>> {
         w.get(op)
+    }
+
+    /// `x wᵀ + bias`, added to `to`.
+    fn product(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        to: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        const OP: &str = "linear";
+        let weight = self.weight(OP, w)?;
+        let (n, k) = weight.rows_cols();
+        let (m, _) = x.rows_cols();
+        check::linear(x, k)?;
+        let bias = match bias {
+            None => None,
+            Some(bias) => {
+                check::bias(bias.shape().iter().product(), n)?;
+                Some(&self.vector(OP, bias)?.rounded)
+            }
+        };
+        let to = match to {
+            None => None,
+            Some(to) => {
+                check::shape(OP, to, &[m, n])?;
+                Some(self.numbers(OP, to)?)
+            }
+        };
+        let around = Around { bias, to, ..Around::default() };
+        let x = self.numbers(OP, x)?;
+        let y = linear_around(&self.queue, x, m, weight, around, self.activations)?;
+        Ok(self.tensor(vec![m, n], y))
+    }
+
+    /// Weights with biases on top of each other, where that can be.
+    fn stacked(&self, weights: &[(Weight, Option<Weight>)]) -> Result<Option<Stacked<Q::Buffer>>> {
+        let all: Vec<&Weight> = weights.iter().map(|(weight, _)| weight).collect();
+        let biases: Vec<&Weight> = weights.iter().filter_map(|(_, bias)| bias.as_ref()).collect();
+        let complete = biases.is_empty() || biases.len() == weights.len();
+        let Some(stack) = stack(&all).filter(|_| complete) else { return Ok(None) };
+        let mut numbers = Vec::new();
+        for bias in biases {
+            match bias {
+                Weight::Dense(dense) => numbers.extend(dense.to_f32()),
+                Weight::Quantized(_) => return Ok(None),
+            }
+        }
+        let bias = match numbers.is_empty() {
+            true => None,
+            false => Some(self.queue.upload(&to_bytes(&numbers, self.activations))?),
+        };
+        let rows = all.iter().map(|w| w.shape()[0]).collect();
+        let weight = GpuWeight::upload_stack(&self.queue, &stack)?;
+        if bias.is_some() {
+            check::bias(numbers.len(), weight.rows_cols().0)?;
+        }
+        Ok(Some(Stacked { weight, bias, rows }))
+    }
+
+    /// What goes with a product of `x: [_, k]` with a stack.
+    fn around<'a>(
+        &self,
+        norm: Option<Norm<'a>>,
+        stacked: &'a Stacked<Q::Buffer>,
+        k: usize,
+    ) -> Result<Around<'a, Q::Buffer>> {
+        const OP: &str = "rms_norm";
+        let norm = match norm {
+            None => None,
+            Some(norm) => {
+                check::shape(OP, norm.weight, &[k])?;
+                let factors = norm.weight.get::<Vector<Q::Buffer>>(OP)?;
+                Some((&factors.numbers, norm.eps))
+            }
+        };
+        Ok(Around { norm, bias: stacked.bias.as_ref(), ..Around::default() })
     }
 
     /// Calls `f` with the angles of `rows` positions from `start` on, and the row of the first.
@@ -216,21 +304,62 @@ impl<Q: Queue> Device for GpuDevice<Q> {
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        const OP: &str = "linear";
-        let weight = self.weight(OP, w)?;
-        let (n, k) = weight.rows_cols();
-        let (m, _) = x.rows_cols();
-        check::linear(x, k)?;
-        let bias = match bias {
-            None => None,
-            Some(bias) => {
-                check::bias(bias.shape().iter().product(), n)?;
-                Some(&self.vector(OP, bias)?.rounded)
-            }
+        self.product(x, w, bias, None)
+    }
+
+    fn linear_add(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        to: &Tensor,
+    ) -> Result<Tensor> {
+        self.product(x, w, bias, Some(to))
+    }
+
+    fn bundle(&self, weights: &[(Weight, Option<Weight>)]) -> Result<Tensor> {
+        match self.stacked(weights)? {
+            None => bundle::upload(self, weights),
+            Some(stacked) => Ok(Tensor::new(vec![weights.len()], stacked)),
+        }
+    }
+
+    fn linears(&self, x: &Tensor, norm: Option<Norm<'_>>, bundle: &Tensor) -> Result<Vec<Tensor>> {
+        const OP: &str = "linears";
+        let Ok(stacked) = bundle.get::<Stacked<Q::Buffer>>(OP) else {
+            return bundle::linears(self, x, norm, bundle);
         };
-        let x = self.numbers(OP, x)?;
-        let y = linear(&self.queue, x, m, weight, bias, self.activations)?;
-        Ok(self.tensor(vec![m, n], y))
+        let (n, k) = stacked.weight.rows_cols();
+        check::linear(x, k)?;
+        let (m, _) = x.rows_cols();
+        let (x_numbers, around) = (self.numbers(OP, x)?, self.around(norm, stacked, k)?);
+        let weight = &stacked.weight;
+        let y = linear_around(&self.queue, x_numbers, m, weight, around, self.activations)?;
+        let mut start = 0;
+        let each = stacked.rows.iter().map(|cols| {
+            let part = columns(&self.queue, self.activations, &y, [m, n], start, *cols)?;
+            start += cols;
+            Ok(self.tensor(vec![m, *cols], part))
+        });
+        each.collect()
+    }
+
+    fn gated(&self, x: &Tensor, norm: Option<Norm<'_>>, bundle: &Tensor) -> Result<Tensor> {
+        const OP: &str = "gated";
+        if let Ok(stacked) = bundle.get::<Stacked<Q::Buffer>>(OP)
+            && let [gate, up] = stacked.rows[..]
+            && gate == up
+            && x.rows_cols().0 == 1
+        {
+            let (_, k) = stacked.weight.rows_cols();
+            check::linear(x, k)?;
+            let (x_numbers, around) = (self.numbers(OP, x)?, self.around(norm, stacked, k)?);
+            let weight = &stacked.weight;
+            if let Some(y) = gated(&self.queue, x_numbers, weight, around, self.activations)? {
+                return Ok(self.tensor(vec![1, up], y));
+            }
+        }
+        bundle::gated(self, x, norm, bundle)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -243,26 +372,6 @@ impl<Q: Queue> Device for GpuDevice<Q> {
         let dtype = self.activations;
         let y = rms_norm(&self.queue, dtype, x_numbers, len, factors, length, eps)?;
         Ok(self.tensor(x.shape().to_vec(), y))
-    }
-
-    fn add_rms_norm(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        weight: &Tensor,
-        eps: f32,
-    ) -> Result<(Tensor, Tensor)> {
-        const OP: &str = "add_rms_norm";
-        check::same_shape(OP, a, b)?;
-        let factors = &self.vector(OP, weight)?.numbers;
-        let length = weight.shape().iter().product();
-        check::runs(OP, a, length)?;
-        let (rows, cols) = a.rows_cols();
-        let sum = [self.numbers(OP, a)?, self.numbers(OP, b)?];
-        let (sum, y) =
-            add_rms_norm(&self.queue, self.activations, sum, rows * cols, factors, length, eps)?;
-        let shape = a.shape().to_vec();
-        Ok((self.tensor(shape.clone(), sum), self.tensor(shape, y)))
     }
 
     fn rope(&self, x: &Tensor, settings: &Rope, start: usize) -> Result<Tensor> {

@@ -9,6 +9,7 @@ use crate::queue::{Queue, count, cover};
 const ADD: &str = include_str!("kernels/add.wgsl");
 const SILU_MUL: &str = include_str!("kernels/silu_mul.wgsl");
 const ROWS: &str = include_str!("kernels/rows.wgsl");
+const COLUMNS: &str = include_str!("kernels/columns.wgsl");
 
 /// Threads of a group.
 pub(crate) const GROUP: u32 = 256;
@@ -73,6 +74,42 @@ pub fn rows<Q: Queue>(
     });
     let last = count("rows", start + len)?.saturating_sub(1);
     flat(queue, &kernel, dtype, &[x], &[count("rows", start)?, last], len)
+}
+
+/// Columns `start .. start + cols` of `x: [rows, all]`: `[rows, cols]`. Of a single row, a part of `x`
+/// where it may be bound.
+///
+/// # Errors
+/// As [`Queue::dispatch`].
+pub fn columns<Q: Queue>(
+    queue: &Q,
+    dtype: DType,
+    x: &Q::Buffer,
+    [rows, all]: [usize; 2],
+    start: usize,
+    cols: usize,
+) -> Result<Q::Buffer> {
+    if rows == 1 {
+        let (offset, bytes) = (start * dtype.size(), cols * dtype.size());
+        return match queue.slice(x, offset as u64, bytes as u64) {
+            Some(part) => Ok(part),
+            None => self::rows(queue, dtype, x, start, cols),
+        };
+    }
+    static KERNELS: Memo<DType> = Memo::new();
+    let kernel = KERNELS.get(dtype, |_| {
+        Builder::new("columns")
+            .types()
+            .activations("X", dtype)
+            .bind("x", Access::Read, "array<X2>")
+            .bind("y", Access::ReadWrite, "array<X2>")
+            .at("x")
+            .build(&["pairs", "start", "cols", "all", "last"], "columns", GROUP, COLUMNS)
+    });
+    const OP: &str = "columns";
+    let last = count(OP, rows * all)?.saturating_sub(1);
+    let params = [count(OP, start)?, count(OP, cols)?, count(OP, all)?, last];
+    flat(queue, &kernel, dtype, &[x], &params, rows * cols)
 }
 
 /// A kernel of two inputs.

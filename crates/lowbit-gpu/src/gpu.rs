@@ -60,7 +60,8 @@ struct State {
     staging: Vec<wgpu::Buffer>,
     buffers: u64,
     timed: bool,
-    groups: HashMap<(u64, Vec<u64>), wgpu::BindGroup>,
+    /// By pipeline, and id, offset and size of each buffer.
+    groups: HashMap<(u64, Vec<[u64; 3]>), wgpu::BindGroup>,
 }
 
 struct Pipeline {
@@ -76,10 +77,12 @@ struct Command {
     groups: [u32; 3],
 }
 
-/// Memory of a [`Gpu`]. Cloning shares it.
+/// Memory of a [`Gpu`], or a part of it. Cloning shares it.
 #[derive(Clone)]
 pub struct Buffer {
     inner: Arc<Inner>,
+    offset: u64,
+    size: u64,
 }
 
 struct Inner {
@@ -113,7 +116,7 @@ impl State {
             gone.push(buffer.0);
         }
         if !gone.is_empty() {
-            self.groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
+            self.groups.retain(|(_, bound), _| !bound.iter().any(|[id, ..]| gone.contains(id)));
         }
     }
 }
@@ -230,14 +233,15 @@ impl Gpu {
 
     /// Waits for what is queued; the first bytes of a buffer.
     fn copy_out(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
-        self.copy_later(buffer, bytes)?()
+        self.copy_later(buffer, 0, bytes)?()
     }
 
-    /// Queues a copy of the first bytes of a buffer, and runs what is queued; what is returned waits
+    /// Queues a copy of bytes of a buffer, and runs what is queued; what is returned waits
     /// for the copy.
     fn copy_later(
         &self,
         buffer: &wgpu::Buffer,
+        offset: u64,
         bytes: u64,
     ) -> Result<impl FnOnce() -> Result<Vec<u8>> + Send + use<>> {
         let shared = self.shared.clone();
@@ -252,7 +256,7 @@ impl Gpu {
                 mapped_at_creation: false,
             }),
         };
-        let submission = shared.flush(&mut state, Some((buffer, &staging, size)))?;
+        let submission = shared.flush(&mut state, Some((buffer, offset, &staging, size)))?;
         drop(state);
         let failed = |reason: String| Error::Device {
             op: "read",
@@ -292,7 +296,8 @@ impl Gpu {
             }
         };
         let gpu = Arc::downgrade(&self.shared);
-        Ok((Buffer { inner: Arc::new(Inner { id, size, buffer, gpu }) }, fresh))
+        let inner = Arc::new(Inner { id, size, buffer, gpu });
+        Ok((Buffer { inner, offset: 0, size }, fresh))
     }
 }
 
@@ -349,7 +354,7 @@ impl Shared {
     fn flush(
         &self,
         state: &mut State,
-        copy: Option<(&wgpu::Buffer, &wgpu::Buffer, u64)>,
+        copy: Option<(&wgpu::Buffer, u64, &wgpu::Buffer, u64)>,
     ) -> Result<Option<wgpu::SubmissionIndex>> {
         if state.commands.is_empty() && copy.is_none() {
             return self.check().map(|()| None);
@@ -379,8 +384,8 @@ impl Shared {
                 pass.dispatch_workgroups(x, y, z);
             }
         }
-        if let Some((from, to, bytes)) = copy {
-            encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes);
+        if let Some((from, offset, to, bytes)) = copy {
+            encoder.copy_buffer_to_buffer(from, offset, to, 0, bytes);
         }
         let submission = self.queue.submit([encoder.finish()]);
         state.commands.clear();
@@ -459,7 +464,8 @@ impl Shared {
     }
 
     fn bind(&self, state: &mut State, pipeline: &Pipeline, buffers: &[&Buffer]) -> wgpu::BindGroup {
-        let key = (pipeline.id, buffers.iter().map(|b| b.inner.id).collect::<Vec<_>>());
+        let bound = buffers.iter().map(|b| [b.inner.id, b.offset, b.size]);
+        let key = (pipeline.id, bound.collect::<Vec<_>>());
         if let Some(known) = state.groups.get(&key) {
             return known.clone();
         }
@@ -468,7 +474,13 @@ impl Shared {
             offset: 0,
             size: std::num::NonZero::new(pipeline.params.next_multiple_of(16)),
         });
-        let resources = buffers.iter().map(|b| b.inner.buffer.as_entire_binding());
+        let resources = buffers.iter().map(|b| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &b.inner.buffer,
+                offset: b.offset,
+                size: std::num::NonZero::new(b.size),
+            })
+        });
         let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
             .zip(resources.chain([params]))
             .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
@@ -560,11 +572,21 @@ impl Queue for Gpu {
     }
 
     fn read(&self, buffer: &Buffer, bytes: u64) -> Result<Vec<u8>> {
-        self.copy_out(&buffer.inner.buffer, bytes)
+        self.fetch(buffer, bytes)?()
     }
 
     fn fetch(&self, buffer: &Buffer, bytes: u64) -> Result<Fetch> {
-        Ok(Box::new(self.copy_later(&buffer.inner.buffer, bytes)?))
+        Ok(Box::new(self.copy_later(&buffer.inner.buffer, buffer.offset, bytes)?))
+    }
+
+    fn slice(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Option<Buffer> {
+        let limits = self.shared.device.limits();
+        let offset = buffer.offset + offset;
+        // Kernels read whole words.
+        let size = bytes.next_multiple_of(4);
+        let fits = offset + size <= buffer.offset + buffer.size && size > 0;
+        let aligned = offset % u64::from(limits.min_storage_buffer_offset_alignment) == 0;
+        (fits && aligned).then(|| Buffer { inner: buffer.inner.clone(), offset, size })
     }
 }
 

@@ -22,7 +22,7 @@ impl Builder {
     ///
     /// With prefix `X`: `X2`, `X4`, `fn x_unpack(v: X2) -> vec2<f32>`,
     /// `fn x_unpack4(v: X4) -> vec4<f32>`, `fn x_pack(v: vec2<f32>) -> X2`; and eight, `X8`, with the halves
-    /// `fn x_low(v: X8) -> vec4<f32>` and `x_high`.
+    /// `fn x_low(v: X8) -> vec4<f32>` and `x_high`, of which `x_eight` makes eight again.
     pub fn activations(self, prefix: &str, dtype: DType) -> Self {
         let low = prefix.to_lowercase();
         let (pair, four, unpack, pack) = match dtype {
@@ -48,12 +48,15 @@ impl Builder {
             DType::F32 => format!(
                 "alias {prefix}8 = mat2x4<f32>;\n\
                  fn {low}_low(v: {prefix}8) -> vec4<f32> {{ return v[0]; }}\n\
-                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return v[1]; }}"
+                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return v[1]; }}\n\
+                 fn {low}_eight(a: vec4<f32>, b: vec4<f32>) -> {prefix}8 {{ return {prefix}8(a, b); }}"
             ),
             _ => format!(
                 "alias {prefix}8 = vec4<u32>;\n\
                  fn {low}_low(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.xy); }}\n\
-                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.zw); }}"
+                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.zw); }}\n\
+                 fn {low}_eight(a: vec4<f32>, b: vec4<f32>) -> {prefix}8 {{\n    \
+                 return {prefix}8({low}_pack(a.xy), {low}_pack(a.zw), {low}_pack(b.xy), {low}_pack(b.zw));\n}}"
             ),
         };
         let this = self.tag(dtype).text(&format!(

@@ -7,6 +7,7 @@ use crate::elementwise;
 use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
+use crate::rms_norm::rms_norm;
 use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
@@ -14,6 +15,8 @@ const GEMV_PAIRS: &str = include_str!("kernels/gemv_pairs.wgsl");
 const MATRIX: &str = include_str!("kernels/gemm_matrix.wgsl");
 const HALVES: &str = include_str!("kernels/halves.wgsl");
 const GEMV: &str = include_str!("kernels/gemv.wgsl");
+const GEMV_PUT: &str = include_str!("kernels/gemv_put.wgsl");
+const GEMV_NORM: &str = include_str!("kernels/gemv_norm.wgsl");
 const GEMM: &str = include_str!("kernels/gemm.wgsl");
 const DEQUANTIZE: &str = include_str!("kernels/dequantize.wgsl");
 const CONVERT: &str = include_str!("kernels/convert.wgsl");
@@ -23,6 +26,26 @@ const GROUP: u32 = 256;
 /// Side of a tile of results in `gemm.wgsl`.
 const TILE: u32 = 64;
 
+/// Four activations, or eight, as `gemv_norm.wgsl` norms them.
+const UNIT_4: &str = "\
+fn unit_square(v: X4) -> f32 {
+    let x = x_unpack4(v);
+    return dot(x, x);
+}
+fn unit_scaled(v: X4, i: u32, factor: f32) -> X4 {
+    let x = x_unpack4(v) * (factor * factors[i]);
+    return X4(x_pack(x.xy), x_pack(x.zw));
+}";
+const UNIT_8: &str = "\
+fn unit_square(v: X8) -> f32 {
+    let low = x_low(v);
+    let high = x_high(v);
+    return dot(low, low) + dot(high, high);
+}
+fn unit_scaled(v: X8, i: u32, factor: f32) -> X8 {
+    return x_eight(x_low(v) * (factor * factors[2u * i]), x_high(v) * (factor * factors[2u * i + 1u]));
+}";
+
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Output {
@@ -30,6 +53,32 @@ enum Output {
     F32,
     /// Two by two, in that type.
     Pairs(DType),
+}
+
+impl Output {
+    fn dtype(self) -> DType {
+        match self {
+            Output::F32 => DType::F32,
+            Output::Pairs(dtype) => dtype,
+        }
+    }
+}
+
+/// What a product does besides multiplying.
+#[derive(Debug)]
+pub struct Around<'a, B> {
+    /// Factors and eps of a norm of x before: `[K]` in f32.
+    pub norm: Option<(&'a B, f32)>,
+    /// What is added: `[N]`, of the type of activations.
+    pub bias: Option<&'a B>,
+    /// What is added after that: `[M, N]`.
+    pub to: Option<&'a B>,
+}
+
+impl<B> Default for Around<'_, B> {
+    fn default() -> Self {
+        Around { norm: None, bias: None, to: None }
+    }
 }
 
 /// `y = x wᵀ + bias`: `x: [M, K]`, `w: [N, K]`, `bias: [N]`, `y: [M, N]`, all of that type.
@@ -44,14 +93,89 @@ pub fn linear<Q: Queue>(
     bias: Option<&Q::Buffer>,
     dtype: DType,
 ) -> Result<Q::Buffer> {
+    linear_around(queue, x, m, w, Around { bias, ..Around::default() }, dtype)
+}
+
+/// [`linear`], with more before and after, in one kernel where there is one.
+///
+/// # Errors
+/// As [`Queue::dispatch`].
+pub fn linear_around<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    around: Around<'_, Q::Buffer>,
+    dtype: DType,
+) -> Result<Q::Buffer> {
     let (n, k) = w.rows_cols();
     if m == 0 || n == 0 || k == 0 {
-        return queue.zeros((m * n * dtype.size()) as u64);
+        let y = queue.zeros(elementwise::bytes(m * n, dtype))?;
+        // A norm of nothing changes nothing, but what is added is there.
+        return around.to.map_or(Ok(y.clone()), |to| elementwise::add(queue, dtype, to, &y, m * n));
     }
     let output = output(dtype, m, n);
-    let y = scratch(queue, output, m * n)?;
     let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
-    let spec = Spec { kind: *w.kind(), dtype, output, bias: bias.is_some(), product };
+    if let Some((factors, eps)) = around.norm
+        && (m > 1 || !choose::can_norm(product, k, eps, dtype, queue.limits()))
+    {
+        let x = rms_norm(queue, dtype, x, m * k, factors, k, eps)?;
+        return linear_around(queue, &x, m, w, Around { norm: None, ..around }, dtype);
+    }
+    if let Some(to) = around.to
+        && output.dtype() != dtype
+    {
+        let y = linear_around(queue, x, m, w, Around { to: None, ..around }, dtype)?;
+        return elementwise::add(queue, dtype, to, &y, m * n);
+    }
+    let y = scratch(queue, output, m * n)?;
+    let spec = Spec::new(w, dtype, output, product, &around);
+    multiply(queue, x, m, w, &around, spec, &y)?;
+    converted(queue, y, output, m * n, dtype)
+}
+
+/// `silu(x gateᵀ) * (x upᵀ)` for one row of `x` and a weight that is the gate with the other under it,
+/// after a norm if there is one: `[1, N / 2]`. `None` where there is no kernel for it.
+///
+/// # Errors
+/// As [`Queue::dispatch`].
+pub fn gated<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    w: &GpuWeight<Q::Buffer>,
+    around: Around<'_, Q::Buffer>,
+    dtype: DType,
+) -> Result<Option<Q::Buffer>> {
+    let (n, k) = w.rows_cols();
+    let product = choose::gated([n, k], w.kind(), dtype, queue.limits());
+    let Some(product) = product.filter(|_| w.parts().len() == 1 && n % 4 == 0) else {
+        return Ok(None);
+    };
+    if let Some((factors, eps)) = around.norm
+        && !choose::can_norm(product, k, eps, dtype, queue.limits())
+    {
+        let x = rms_norm(queue, dtype, x, k, factors, k, eps)?;
+        return gated(queue, &x, w, Around { norm: None, ..around }, dtype);
+    }
+    let output = output(dtype, 1, n / 2);
+    let y = scratch(queue, output, n / 2)?;
+    let spec = Spec { gated: true, ..Spec::new(w, dtype, output, product, &around) };
+    multiply(queue, x, 1, w, &around, spec, &y)?;
+    Ok(Some(y))
+}
+
+/// Runs the kernel over all parts of a weight.
+fn multiply<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    around: &Around<'_, Q::Buffer>,
+    spec: Spec,
+    y: &Q::Buffer,
+) -> Result<()> {
+    let (n, k) = w.rows_cols();
+    let (dtype, product) = (spec.dtype, spec.product);
     let kernel = KERNELS.get(spec, Spec::kernel);
     // Matrix hardware wants half floats.
     let halves = match product {
@@ -62,6 +186,8 @@ pub fn linear<Q: Queue>(
         Some([x, ups]) => vec![x, ups],
         None => vec![x],
     };
+    let factors = around.norm.map(|(factors, _)| factors);
+    let inputs = inputs.into_iter().chain(factors).chain(around.bias).chain(around.to);
     for part in w.parts() {
         let rows = part.rows.len() as u32;
         let (_, widest) = queue.limits().subgroup;
@@ -77,8 +203,7 @@ pub fn linear<Q: Queue>(
                 [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1]
             }
         };
-        let x = inputs.iter().copied();
-        let buffers: Vec<&Q::Buffer> = part.buffers().chain(x).chain(bias).chain([&y]).collect();
+        let buffers: Vec<&Q::Buffer> = part.buffers().chain(inputs.clone()).chain([y]).collect();
         // As many rows of activations at a time as a subgroup keeps sums for.
         for first in (0..m).step_by(product.batch().unwrap_or(m)) {
             let start = part.rows.start as u32;
@@ -86,7 +211,7 @@ pub fn linear<Q: Queue>(
             queue.dispatch(&kernel, &buffers, &params, groups)?;
         }
     }
-    converted(queue, y, output, m * n, dtype)
+    Ok(())
 }
 
 /// `dx = dy w`: `dy: [M, N]`, `w: [N, K]`, `dx: [M, K]`, all of that type.
@@ -107,7 +232,7 @@ pub fn linear_transposed<Q: Queue>(
     let parts = w.parts();
     let output = output(dtype, m, k);
     let dx = scratch(queue, output, m * k)?;
-    let spec = Spec { kind: *w.kind(), dtype, output, bias: false, product: Product::Transposed };
+    let spec = Spec::new(w, dtype, output, Product::Transposed, &Around::default());
     let kernel = KERNELS.get(spec, Spec::kernel);
     let groups = [count("linear_transposed", k)?.div_ceil(TILE), (m as u32).div_ceil(TILE), 1];
     let mut sums = dx.clone();
@@ -117,11 +242,7 @@ pub fn linear_transposed<Q: Queue>(
         let buffers: Vec<&Q::Buffer> = part.buffers().chain([dy, &target]).collect();
         queue.dispatch(&kernel, &buffers, &params, groups)?;
         if i > 0 {
-            let of = match output {
-                Output::F32 => DType::F32,
-                Output::Pairs(dtype) => dtype,
-            };
-            sums = elementwise::add(queue, of, &sums, &target, m * k)?;
+            sums = elementwise::add(queue, output.dtype(), &sums, &target, m * k)?;
         }
     }
     converted(queue, sums, output, m * k, dtype)
@@ -144,7 +265,7 @@ pub fn dequantize<Q: Queue>(
     }
     static KERNELS: Memo<(Kind, Output)> = Memo::new();
     let kernel = KERNELS.get((*w.kind(), output), |(kind, output)| {
-        store(Builder::new("dequantize").types().weight(kind, false), *output).build(
+        store(Builder::new("dequantize").types().weight(kind, false), *output, false).build(
             PARAMS,
             "dequantize",
             GROUP,
@@ -170,60 +291,119 @@ struct Spec {
     kind: Kind,
     dtype: DType,
     output: Output,
-    bias: bool,
     product: Product,
+    bias: bool,
+    /// Whether something is added in the end.
+    to: bool,
+    /// Whether the result is `silu` of the first half of its columns times the second: `[1, N / 2]`.
+    gated: bool,
+    /// Bits of eps, and K, where x is normed.
+    norm: Option<(u32, u32)>,
 }
 
 static KERNELS: Memo<Spec> = Memo::new();
 
 impl Spec {
+    fn new<B: Clone>(
+        w: &GpuWeight<B>,
+        dtype: DType,
+        output: Output,
+        product: Product,
+        around: &Around<'_, B>,
+    ) -> Self {
+        let (_, k) = w.rows_cols();
+        Spec {
+            kind: *w.kind(),
+            dtype,
+            output,
+            product,
+            bias: around.bias.is_some(),
+            to: around.to.is_some(),
+            gated: false,
+            norm: around.norm.map(|(_, eps)| (eps.to_bits(), k as u32)),
+        }
+    }
+
     fn kernel(&self) -> Kernel {
-        let Spec { kind, dtype, output, bias, product } = *self;
-        let (name, body, group) = match product {
-            Product::Gemv { .. } => ("gemv", GEMV, 128),
-            Product::GemvPairs { group, .. } => ("gemv_pairs", GEMV_PAIRS, group),
-            Product::Matrix { .. } => return self.matrix_kernel(),
-            Product::Gemm => ("gemm", GEMM, GROUP),
-            Product::Transposed => ("gemm_transposed", GEMM, GROUP),
-        };
-        let vectors = matches!(product, Product::Gemv { .. });
-        let x = match product {
-            Product::Gemv { .. } => "array<X4>",
-            Product::GemvPairs { .. } => "array<X8>",
-            _ => "array<X2>",
-        };
-        let builder = Builder::new(name).types().weight(&kind, vectors).activations("X", dtype);
-        let mut builder = store(with_bias(builder.bind("x", Access::Read, x), bias), output);
-        builder = match product {
-            Product::Gemv { rows, batch } => builder
-                .tag(format!("{rows}x{batch}"))
-                .constant("ROWS", rows)
-                .constant("BATCH", batch)
-                .subgroups(),
-            Product::GemvPairs { rows, batch, replicas, .. } => builder
-                .tag(format!("{rows}x{batch}x{group}x{replicas}"))
-                .constant("ROWS", rows)
-                .constant("BATCH", batch)
-                .constant("REPLICAS", replicas)
-                .constant("PAIRS", 256 * replicas)
-                .subgroups(),
-            Product::Matrix { .. } | Product::Gemm => builder.flag("TRANSPOSED", false),
-            Product::Transposed => builder.flag("TRANSPOSED", true),
-        };
-        let entry = if body == GEMM { "gemm" } else { name };
-        let body = match product {
-            Product::GemvPairs { rows, batch, .. } => {
-                // Rows 2 and 3, where a subgroup takes four.
-                let upper = if rows == 4 { batch } else { 0 };
-                unroll(body, &[("ROWS", rows), ("BATCH", batch), ("UPPER", upper)])
+        let Spec { kind, dtype, product, .. } = *self;
+        let builder = |name| Builder::new(name).types();
+        let read = |builder: Builder, ty| builder.bind("x", Access::Read, ty);
+        match product {
+            Product::Gemv { rows, batch } => {
+                let builder = builder("gemv").weight(&kind, true).activations("X", dtype);
+                self.gemv(read(builder, "array<X4>"), [rows, batch, 128], 4, GEMV)
             }
-            _ => body.to_owned(),
+            Product::GemvPairs { rows, batch, group, replicas } => {
+                let builder = builder("gemv_pairs").weight(&kind, false).activations("X", dtype);
+                let builder = read(builder, "array<X8>")
+                    .tag(replicas)
+                    .constant("REPLICAS", replicas)
+                    .constant("PAIRS", 256 * replicas);
+                self.gemv(builder, [rows, batch, group], 8, GEMV_PAIRS)
+            }
+            Product::Matrix { .. } => self.matrix_kernel(),
+            Product::Gemm | Product::Transposed => {
+                let transposed = product == Product::Transposed;
+                let name = if transposed { "gemm_transposed" } else { "gemm" };
+                let builder = builder(name).weight(&kind, false).activations("X", dtype);
+                self.output(read(builder, "array<X2>"))
+                    .flag("TRANSPOSED", transposed)
+                    .build(PARAMS, "gemm", GROUP, GEMM)
+            }
+        }
+    }
+
+    /// A kernel of subgroups that each take `rows` rows of weights and `batch` of activations, of which
+    /// it loads `unit` numbers at a time.
+    fn gemv(
+        &self,
+        builder: Builder,
+        [rows, batch, group]: [u32; 3],
+        unit: u32,
+        body: &str,
+    ) -> Kernel {
+        let builder = match self.norm {
+            None => builder.text(&format!(
+                "fn x_load(i: u32) -> X{unit} {{ return x[i]; }}\n\
+                 fn prepare(thread: u32, lane: u32, subgroup: u32, subgroups: u32) {{}}"
+            )),
+            Some((eps, k)) => builder
+                .tag(format!("norm{k}_{eps:x}"))
+                .bind("factors", Access::Read, "array<vec4<f32>>")
+                .constant("K", k)
+                .constant("UNITS", k / unit)
+                .text(&format!("const EPS = {:?}f;\nalias XUNIT = X{unit};", f32::from_bits(eps)))
+                .text(if unit == 4 { UNIT_4 } else { UNIT_8 })
+                .text(GEMV_NORM),
         };
-        builder.build(PARAMS, entry, group, &body)
+        // Of four rows, two are the upper ones; of a gated product they belong together.
+        let plain = |there: bool| if there && !self.gated { batch } else { 0 };
+        let counts = [
+            ("ROWS", rows),
+            ("BATCH", batch),
+            ("LOWER", plain(true)),
+            ("UPPER", plain(rows == 4)),
+            ("GATED", u32::from(self.gated)),
+        ];
+        let builder = if self.gated { builder.tag("gated") } else { builder };
+        let entry = if unit == 4 { "gemv" } else { "gemv_pairs" };
+        self.output(builder)
+            .tag(format!("{rows}x{batch}x{group}"))
+            .constant("ROWS", rows)
+            .constant("BATCH", batch)
+            .flag("IS_GATED", self.gated)
+            .text(GEMV_PUT)
+            .subgroups()
+            .build(PARAMS, entry, group, &unroll(body, &counts))
+    }
+
+    /// What is added, and where results go.
+    fn output(&self, builder: Builder) -> Builder {
+        store(with_bias(builder, self.bias), self.output, self.to)
     }
 
     fn matrix_kernel(&self) -> Kernel {
-        let Spec { kind, dtype, output, bias, product } = *self;
+        let Spec { kind, dtype, product, .. } = *self;
         let Product::Matrix { side, m, n, across } = product else {
             return Builder::new("none").build(PARAMS, "none", 1, "");
         };
@@ -237,7 +417,7 @@ impl Spec {
             "array<f32>",
         );
         let body = unrolled(MATRIX, side, rows, cols);
-        store(with_bias(builder, bias), output)
+        self.output(builder)
             .tag(format!("{side}x{m}x{n}x{across}"))
             .constant("SIDE", side)
             .constant("TILE_M", m)
@@ -332,19 +512,32 @@ fn with_bias(builder: Builder, bias: bool) -> Builder {
     )
 }
 
-/// Binds `y` and declares `y_store`, which writes number `i` and, where `second` says so, the next.
-fn store(builder: Builder, output: Output) -> Builder {
-    match output {
-        Output::F32 => builder.tag("to_f32").bind("y", Access::ReadWrite, "array<f32>").text(
-            "fn y_store(i: u32, v: vec2<f32>, second: bool) {\n    \
-             y[i] = v.x;\n    if (second) {\n        y[i + 1u] = v.y;\n    }\n}",
+/// Binds `y` and declares `y_store`, which writes number `i` and, where `second` says so, the next; with
+/// `to`, added to what is bound there.
+fn store(builder: Builder, output: Output, to: bool) -> Builder {
+    let (builder, ty) = match output {
+        Output::F32 => (builder.tag("to_f32"), "array<f32>"),
+        Output::Pairs(dtype) => (builder.tag("to").activations("Y", dtype), "array<Y2>"),
+    };
+    let builder = match to {
+        true => builder.tag("add").bind("added_to", Access::Read, ty),
+        false => builder,
+    };
+    let pair = match to {
+        true => "y_pack(y_unpack(y_pack(v)) + y_unpack(added_to[i >> 1u]))",
+        false => "y_pack(v)",
+    };
+    let [first, second] = match to {
+        true => ["v.x + added_to[i]", "v.y + added_to[i + 1u]"],
+        false => ["v.x", "v.y"],
+    };
+    let head = "fn y_store(i: u32, v: vec2<f32>, second: bool)";
+    builder.bind("y", Access::ReadWrite, ty).text(&match output {
+        Output::F32 => format!(
+            "{head} {{\n    y[i] = {first};\n    if (second) {{\n        y[i + 1u] = {second};\n    }}\n}}"
         ),
-        Output::Pairs(dtype) => builder
-            .tag("to")
-            .activations("Y", dtype)
-            .bind("y", Access::ReadWrite, "array<Y2>")
-            .text("fn y_store(i: u32, v: vec2<f32>, second: bool) { y[i >> 1u] = y_pack(v); }"),
-    }
+        Output::Pairs(_) => format!("{head} {{ y[i >> 1u] = {pair}; }}"),
+    })
 }
 
 /// How `m` rows of `n` results of a type are written: 16-bit rows of odd length would share words.
@@ -356,12 +549,7 @@ fn output(dtype: DType, m: usize, n: usize) -> Output {
 }
 
 fn scratch<Q: Queue>(queue: &Q, output: Output, len: usize) -> Result<Q::Buffer> {
-    let size = match output {
-        Output::F32 => 4,
-        Output::Pairs(dtype) => dtype.size(),
-    };
-    // Kernels write whole pairs.
-    queue.scratch((len.next_multiple_of(2) * size) as u64)
+    queue.scratch(elementwise::bytes(len, output.dtype()))
 }
 
 /// Results in the type that was asked for.
@@ -384,7 +572,7 @@ fn converted<Q: Queue>(
             .bind("y", Access::ReadWrite, "array<X2>")
             .build(&["pairs"], "convert", GROUP, CONVERT)
     });
-    let out = queue.scratch((len.next_multiple_of(2) * dtype.size()) as u64)?;
+    let out = queue.scratch(elementwise::bytes(len, dtype))?;
     let pairs = count("convert", len.div_ceil(2))?;
     let groups = cover(pairs.into(), GROUP, queue.limits());
     queue.dispatch(&kernel, &[&y, &out], &[pairs], groups)?;

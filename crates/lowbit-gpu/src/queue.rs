@@ -60,6 +60,11 @@ pub trait Queue: Send + Sync {
         let content = self.read(buffer, bytes)?;
         Ok(Box::new(move || Ok(content)))
     }
+
+    /// A part of a buffer, sharing its memory; `None` where a kernel cannot be given it.
+    fn slice(&self, _buffer: &Self::Buffer, _offset: u64, _bytes: u64) -> Option<Self::Buffer> {
+        None
+    }
 }
 
 /// Bytes on their way from a GPU: waits for them.

@@ -7,6 +7,7 @@ use lowbit::{DType, DenseTensor, Error, QTensor, Result, Scales, Weight};
 
 use crate::kernel::{Access, Builder};
 use crate::queue::{Queue, count};
+use crate::stack::Stack;
 use crate::{Description, Limits};
 
 /// Parameters of every kernel that reads weights.
@@ -34,7 +35,7 @@ const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
 const WEIGHT: &str = include_str!("kernels/weight.wgsl");
 
 /// Most entries of a codebook that kernels copy to workgroup memory.
-const TABLE: usize = 4096;
+pub(crate) const TABLE: usize = 4096;
 
 /// A weight on the GPU: `[N, K]`, in several parts where it is larger than a binding may be.
 pub struct GpuWeight<B> {
@@ -90,7 +91,7 @@ pub(crate) enum Stored {
 pub(crate) struct Part<B> {
     pub rows: Range<usize>,
     codes: B,
-    /// Scales, nested absmax and map, means, codebook: those that the kind has, in this order.
+    /// Scales, nested absmax with their offsets and map, means, codebook: those that the kind has, in this order.
     rest: Vec<B>,
     layout: [u32; 12],
 }
@@ -102,9 +103,26 @@ impl<B: Clone> GpuWeight<B> {
     /// [`Error::OutOfMemory`] or [`Error::Device`] as the GPU reports, [`Error::Argument`] for rows
     /// too long for one binding.
     pub fn upload<Q: Queue<Buffer = B>>(queue: &Q, weight: &Weight) -> Result<Self> {
+        Self::upload_with(queue, weight, None)
+    }
+
+    /// Copies several weights to the GPU, one after the other.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    pub(crate) fn upload_stack<Q: Queue<Buffer = B>>(queue: &Q, stack: &Stack) -> Result<Self> {
+        Self::upload_with(queue, &stack.weight, stack.offsets.as_deref())
+    }
+
+    /// `offsets` are those of nested blocks, where they are not all the same.
+    fn upload_with<Q: Queue<Buffer = B>>(
+        queue: &Q,
+        weight: &Weight,
+        offsets: Option<&[f32]>,
+    ) -> Result<Self> {
         match weight {
             Weight::Dense(dense) => Self::upload_dense(queue, dense),
-            Weight::Quantized(q) => Self::upload_quantized(queue, q),
+            Weight::Quantized(q) => Self::upload_quantized(queue, q, offsets),
         }
     }
 
@@ -146,7 +164,11 @@ impl<B: Clone> GpuWeight<B> {
         Ok(GpuWeight { shape: dense.shape().to_vec(), n, k, kind, parts })
     }
 
-    fn upload_quantized<Q: Queue<Buffer = B>>(queue: &Q, q: &QTensor) -> Result<Self> {
+    fn upload_quantized<Q: Queue<Buffer = B>>(
+        queue: &Q,
+        q: &QTensor,
+        offsets: Option<&[f32]>,
+    ) -> Result<Self> {
         let (format, n, k) = (q.format(), q.rows(), q.cols());
         let description = Description::from(q);
         let g = description.geometry()?;
@@ -194,7 +216,7 @@ impl<B: Clone> GpuWeight<B> {
                 rows.start * row_bytes..rows.end * row_bytes
             };
             let layout = description.layout(&g, rows.len(), [down, up])?;
-            let rest = shared.of(queue, q, from..to)?;
+            let rest = shared.of(queue, q, offsets, from..to)?;
             parts.push(Part { rows, codes: queue.upload(&q.codes()[bytes])?, rest, layout });
         }
         Ok(GpuWeight { shape: q.shape().to_vec(), n, k, kind, parts })
@@ -294,7 +316,7 @@ fn rows_cols(shape: &[usize]) -> (usize, usize) {
 
 /// What all parts of a quantized weight share.
 struct SharedParts<B> {
-    /// The nested map, its offset after it.
+    /// The nested map.
     map: Option<B>,
     book: Option<B>,
 }
@@ -302,11 +324,7 @@ struct SharedParts<B> {
 impl<B: Clone> SharedParts<B> {
     fn upload<Q: Queue<Buffer = B>>(queue: &Q, q: &QTensor, table: usize) -> Result<Self> {
         let map = match q.scales() {
-            Scales::Nested(nested) => {
-                let mut map = nested.map.to_vec();
-                map.push(nested.offset);
-                Some(queue.upload(bytemuck::cast_slice(&map))?)
-            }
+            Scales::Nested(nested) => Some(queue.upload(bytemuck::cast_slice(&nested.map))?),
             _ => None,
         };
         let book = match table {
@@ -321,6 +339,7 @@ impl<B: Clone> SharedParts<B> {
         &self,
         queue: &Q,
         q: &QTensor,
+        offsets: Option<&[f32]>,
         blocks: Range<usize>,
     ) -> Result<Vec<B>> {
         let mut rest = Vec::new();
@@ -332,7 +351,9 @@ impl<B: Clone> SharedParts<B> {
                 // Parts begin with a nested block.
                 let absmax = range.start / nested.block_size..range.end.div_ceil(nested.block_size);
                 rest.push(queue.upload(&nested.codes[range])?);
-                rest.push(queue.upload(bytemuck::cast_slice(&nested.absmax[absmax]))?);
+                let offset = |i: usize| offsets.map_or(nested.offset, |offsets| offsets[i]);
+                let pairs: Vec<[f32; 2]> = absmax.map(|i| [nested.absmax[i], offset(i)]).collect();
+                rest.push(queue.upload(bytemuck::cast_slice(&pairs))?);
                 rest.extend(self.map.clone());
             }
         }
@@ -402,7 +423,7 @@ impl Builder {
             Stored::Nested => this
                 .tag("nested")
                 .bind("scales", Access::Read, "array<u32>")
-                .bind("nested_absmax", Access::Read, "array<f32>")
+                .bind("nested_absmax", Access::Read, "array<vec2<f32>>")
                 .bind("nested_map", Access::Read, "array<f32>"),
         };
         if coding.has_mean {
@@ -479,7 +500,8 @@ fn scales(stored: Stored) -> &'static str {
         Stored::Nested => {
             "fn scale_of(block: u32) -> f32 {\n    \
              let code = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \
-             return rounded(nested_map[code] * nested_absmax[block / p.nested_size]) + nested_map[256];\n}"
+             let nested = nested_absmax[block / p.nested_size];\n    \
+             return rounded(nested_map[code] * nested.x) + nested.y;\n}"
         }
     }
 }

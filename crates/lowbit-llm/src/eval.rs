@@ -115,14 +115,14 @@ impl<'a> Runner<'a> {
     /// Runs the layers on a window by itself: `[T, C]`.
     fn hidden(&mut self, ids: &[u32]) -> Result<Tensor> {
         self.cache.truncate(0);
-        self.model.hidden(ids, &mut self.cache)
+        self.model.hidden(ids, &mut self.cache, &mut None)
     }
 
     /// Logits of some rows, row-major.
     fn logits(&self, hidden: &Tensor, rows: &Range<usize>) -> Result<Vec<f32>> {
         let device = self.model.device();
         let hidden = device.rows(hidden, rows.start, rows.len())?;
-        Ok(device.read(&self.model.logits(hidden)?)?)
+        Ok(device.read(&self.model.logits(&hidden, &mut None)?)?)
     }
 }
 

@@ -4,6 +4,7 @@
 //! but [`Device::read`] and [`Device::upload`] waits, so a device may queue a whole token and run
 //! it at once.
 
+pub mod bundle;
 pub mod check;
 
 use std::any::Any;
@@ -164,6 +165,15 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
+/// A [`rms_norm`](Device::rms_norm) before a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// Factors, `[K]`.
+    pub weight: &'a Tensor,
+    /// What is added to the mean square.
+    pub eps: f32,
+}
+
 /// A tensor on its way from a device: waits for it, row-major.
 pub type Fetch = Box<dyn FnOnce() -> Result<Vec<f32>> + Send>;
 
@@ -195,6 +205,33 @@ pub trait Device: Send + Sync {
 
     /// `x wᵀ + bias`: `x: [T, K]`, `w: [N, K]`, `bias: [N]`; `[T, N]`.
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>;
+
+    /// `to + x wᵀ + bias`, where `to: [T, N]`.
+    fn linear_add(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        to: &Tensor,
+    ) -> Result<Tensor> {
+        self.add(to, &self.linear(x, w, bias)?)
+    }
+
+    /// Uploads weights `[N_i, K]` that all multiply the same `x`, each with its bias.
+    fn bundle(&self, weights: &[(Weight, Option<Weight>)]) -> Result<Tensor> {
+        bundle::upload(self, weights)
+    }
+
+    /// [`linear`](Self::linear) for each weight of a [`bundle`](Self::bundle), after a norm of `x` if
+    /// one is given: `[T, N_i]`.
+    fn linears(&self, x: &Tensor, norm: Option<Norm<'_>>, bundle: &Tensor) -> Result<Vec<Tensor>> {
+        bundle::linears(self, x, norm, bundle)
+    }
+
+    /// [`silu_mul`](Self::silu_mul) of the [`linears`](Self::linears) of a bundle of two.
+    fn gated(&self, x: &Tensor, norm: Option<Norm<'_>>, bundle: &Tensor) -> Result<Tensor> {
+        bundle::gated(self, x, norm, bundle)
+    }
 
     /// `x / sqrt(mean(x²) + eps) * weight` over rows of `weight`'s length, which divides `C`.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor>;
@@ -238,19 +275,6 @@ pub trait Device: Send + Sync {
 
     /// `a + b`, elementwise.
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
-
-    /// [`add`](Self::add), and the [`rms_norm`](Self::rms_norm) of it.
-    fn add_rms_norm(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        weight: &Tensor,
-        eps: f32,
-    ) -> Result<(Tensor, Tensor)> {
-        let sum = self.add(a, b)?;
-        let normed = self.rms_norm(&sum, weight, eps)?;
-        Ok((sum, normed))
-    }
 
     /// Rows `start .. start + rows` of `x`.
     fn rows(&self, x: &Tensor, start: usize, rows: usize) -> Result<Tensor>;

@@ -30,6 +30,7 @@ fn gemv(
     @builtin(num_subgroups) subgroups: u32,
 ) {
     load_table(thread);
+    prepare(thread, lane, subgroup, subgroups);
     let chunks = p.k / CHUNK;
     let step = groups.x * subgroups * ROWS;
     for (var first = (group.x * subgroups + subgroup) * ROWS; first < p.n; first += step) {
@@ -39,7 +40,7 @@ fn gemv(
             var scales: array<f32, ROWS>;
             var means: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                let row = min(first + r, p.n - 1u);
+                let row = min(row_of(first, r), p.n - 1u);
                 let v = codes[row * p.row_vectors + c];
                 for (var q = 0u; q < QUADS; q++) {
                     w[r][q] = quad(v, q);
@@ -57,7 +58,7 @@ fn gemv(
                 var dots: array<f32, ROWS>;
                 var total = 0.0;
                 for (var q = 0u; q < QUADS; q++) {
-                    let x4 = x_unpack4(x[x_row + q]);
+                    let x4 = x_unpack4(x_load(x_row + q));
                     for (var r = 0u; r < ROWS; r++) {
                         dots[r] += dot(w[r][q], x4);
                     }
@@ -78,14 +79,20 @@ fn gemv(
             }
         }
         for (var b = 0u; b < BATCH; b++) {
-            for (var r = 0u; r < ROWS; r += 2u) {
-                let sum = vec2<f32>(subgroupAdd(sums[r][b]), subgroupAdd(sums[r + 1u][b]));
-                let row = first + r;
-                let m = p.first_x + b;
-                if (lane == 0u && m < p.m && row < p.n) {
-                    y_store(m * p.row_y + p.first_y + row, with_bias(sum, row), row + 1u < p.n);
-                }
+            for (var r = 0u; r < ROWS; r++) {
+                sums[r][b] = subgroupAdd(sums[r][b]);
             }
+        }
+        if (lane == 0u) {
+            //@ for b in LOWER
+            put(first, 0u, $bu, vec2<f32>(sums[0][$b], sums[1][$b]));
+            //@ end
+            //@ for b in UPPER
+            put(first, 2u, $bu, vec2<f32>(sums[2][$b], sums[3][$b]));
+            //@ end
+            //@ for b in GATED
+            put_gated(first, vec2<f32>(sums[0][$b], sums[1][$b]), vec2<f32>(sums[2][$b], sums[3][$b]));
+            //@ end
         }
     }
 }

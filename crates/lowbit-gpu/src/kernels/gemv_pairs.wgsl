@@ -42,10 +42,11 @@ fn gemv_pairs(
         let low = book[byte & 15u];
         pairs[i] = select(vec2<f32>(low, high), vec2<f32>(high, low), HIGH_FIRST);
     }
+    prepare(thread, lane, subgroup, subgroups);
     workgroupBarrier();
     for (var first = start; first < p.n; first += step) {
         //@ for r in ROWS
-        let row_$r = min(first + $ru, p.n - 1u);
+        let row_$r = min(row_of(first, $ru), p.n - 1u);
         let base_$r = row_$r * words;
             //@ for j in 4
         var word_$r_$j = codes[base_$r + min($ju * width + lane, words - 1u)];
@@ -68,7 +69,7 @@ fn gemv_pairs(
             //@ end
             //@ for j in 4
                 //@ for b in BATCH
-            let x_$j_$b = x[x_$b + at_$j];
+            let x_$j_$b = x_load(x_$b + at_$j);
             let low_$j_$b = x_low(x_$j_$b);
             let high_$j_$b = x_high(x_$j_$b);
                     //@ for r in ROWS
@@ -86,21 +87,15 @@ fn gemv_pairs(
             //@ end
         //@ end
         if (lane == 0u) {
-            //@ for b in BATCH
+            //@ for b in LOWER
             put(first, 0u, $bu, vec2<f32>(total_0_$b, total_1_$b));
             //@ end
             //@ for b in UPPER
             put(first, 2u, $bu, vec2<f32>(total_2_$b, total_3_$b));
             //@ end
+            //@ for b in GATED
+            put_gated(first, vec2<f32>(total_0_$b, total_1_$b), vec2<f32>(total_2_$b, total_3_$b));
+            //@ end
         }
-    }
-}
-
-// Results of rows first + r and the next, for row first_x + b of x.
-fn put(first: u32, r: u32, b: u32, sum: vec2<f32>) {
-    let row = first + r;
-    let m = p.first_x + b;
-    if (m < p.m && row < p.n) {
-        y_store(m * p.row_y + p.first_y + row, with_bias(sum, row), row + 1u < p.n);
     }
 }

@@ -1,4 +1,4 @@
-// y = x / sqrt(mean(x²) + eps) * weight over runs of `p.length` numbers, where `input` gives pairs of x.
+// y = x / sqrt(mean(x²) + eps) * weight over runs of `p.length` numbers.
 //
 // A group of threads takes RUNS runs: one, or two of odd length, so that no pair belongs to two groups.
 
@@ -15,8 +15,8 @@ fn rms_norm(
     let end = min(start + pairs, p.pairs);
     var own = vec2<f32>();
     for (var i = start + thread; i < end; i += GROUP) {
-        let x = input(i);
-        let square = x * x;
+        let v = x_unpack(x[i]);
+        let square = v * v;
         let at = 2u * (i - start);
         if (RUNS == 1u) {
             own.x += square.x + square.y;
@@ -36,13 +36,13 @@ fn rms_norm(
     let factor = 1.0 / sqrt(squares[0] / f32(p.length) + bitcast<f32>(p.eps));
     for (var i = start + thread; i < end; i += GROUP) {
         let at = 2u * (i - start);
-        let x = input(i);
-        y[i] = x_pack(vec2<f32>(scaled(x.x, at, factor), scaled(x.y, at + 1u, factor)));
+        let v = x_unpack(x[i]);
+        y[i] = x_pack(vec2<f32>(scaled(v.x, at, factor), scaled(v.y, at + 1u, factor)));
     }
 }
 
-// x times its factors, where it is number `at` of the group's runs.
-fn scaled(x: f32, at: u32, factor: vec2<f32>) -> f32 {
+// v times its factors, where it is number `at` of the group's runs.
+fn scaled(v: f32, at: u32, factor: vec2<f32>) -> f32 {
     let second = RUNS == 2u && at >= p.length;
-    return x * (select(factor.x, factor.y, second) * weight[select(at, at - p.length, second)]);
+    return v * (select(factor.x, factor.y, second) * weight[select(at, at - p.length, second)]);
 }

@@ -1,7 +1,7 @@
 //! The operations of a model against those of the CPU.
 
 use lowbit::conformance::Rng;
-use lowbit::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor};
+use lowbit::device::{Attention, CacheShape, Device, KvCache, Norm, Rope, Tensor};
 use lowbit::{Cpu, CpuDevice, DType, DenseTensor, Result, Weight, formats};
 use lowbit_gpu::{GpuDevice, Queue};
 
@@ -182,21 +182,115 @@ fn rms_norm_of_any_length() {
             (3, 2050, 2050),
         ] {
             let x = both.random([rows, cols]);
-            let y = both.random([rows, cols]);
             let weight = both.vector(length);
             let normed = both.run(|d, i| d.rms_norm(&x[i], &weight[i], 1e-5));
             both.close(&format!("rms_norm {rows} {cols} {length}"), &normed, 0.1, 1.0);
-            for part in 0..2 {
-                let result = both.run(|d, i| {
-                    let (sum, normed) = d.add_rms_norm(&x[i], &y[i], &weight[i], 1e-5)?;
-                    Ok(if part == 0 { sum } else { normed })
-                });
-                both.close(&format!("add_rms_norm {rows} {cols} {length}"), &result, 0.1, 1.0);
-            }
         }
         let (x, weight, empty) = (both.random([2, 6]), both.vector(4), both.random([0, 4]));
         assert!(both.gpu.rms_norm(&x[1], &weight[1], 1e-5).is_err());
         both.same("no rows", &both.run(|d, i| d.rms_norm(&empty[i], &weight[i], 1e-5)));
+    });
+}
+
+/// Weights that multiply one `x`, of a format or, behind those, dense; and their biases.
+fn layers(both: &mut Both, k: usize, rows: &[usize], kind: usize, bias: bool) -> Layers {
+    let dense = |both: &mut Both, shape: Vec<usize>| -> Weight {
+        let numbers = both.rng.numbers(DType::F32, shape.iter().product()).values;
+        DenseTensor::from_f32(shape, &numbers).unwrap().into()
+    };
+    let layer = |n: &usize| {
+        let weight = match formats::ALL.get(kind) {
+            None => dense(both, vec![*n, k]),
+            Some(format) => {
+                let q = both.rng.tensor(format, &[*n, k], None).unwrap();
+                let nested = bias && format.can_double_quantize();
+                if nested { lowbit::double_quantize(q).unwrap().into() } else { q.into() }
+            }
+        };
+        (weight, bias.then(|| dense(both, vec![*n])))
+    };
+    rows.iter().map(layer).collect()
+}
+
+type Layers = Vec<(Weight, Option<Weight>)>;
+
+/// Stacked or not, normed or not, with biases or without: what several products give.
+#[test]
+fn bundles_multiply_as_their_parts() {
+    on_both(|both| {
+        for (case, (m, k, rows)) in [
+            (1, 64, &[8, 4, 4][..]),
+            (1, 256, &[32, 16, 16]),
+            (3, 64, &[6, 5]),
+            (1, 96, &[3, 2]),
+            (40, 64, &[4, 6]),
+            (1, 7, &[2, 4]),
+            (0, 64, &[2, 2]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for kind in 0..=formats::ALL.len() {
+                let layers = layers(both, k, rows, kind, (case + kind) % 2 == 0);
+                let (x, weight) = (both.random([m, k]), both.vector(k));
+                let bundle = both.run(|d, _| d.bundle(&layers));
+                for normed in [false, true] {
+                    for part in 0..rows.len() {
+                        let y = both.run(|d, i| {
+                            let norm = normed.then_some(Norm { weight: &weight[i], eps: 1e-5 });
+                            Ok(d.linears(&x[i], norm, &bundle[i])?.swap_remove(part))
+                        });
+                        let what = format!("linears {m} {k} {rows:?} of kind {kind}, {normed}");
+                        both.close(&what, &y, (k as f32).sqrt() + 1.0, 3.0);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn gated_products() {
+    on_both(|both| {
+        for (m, k, n) in
+            [(1, 64, 8), (1, 256, 2048), (1, 64, 7), (2, 64, 8), (1, 13, 4), (0, 64, 4)]
+        {
+            for kind in [0, 1, 4, formats::ALL.len()] {
+                let layers = layers(both, k, &[n, n], kind, kind == 0);
+                let (x, weight) = (both.random([m, k]), both.vector(k));
+                let bundle = both.run(|d, _| d.bundle(&layers));
+                for normed in [false, true] {
+                    let y = both.run(|d, i| {
+                        let norm = normed.then_some(Norm { weight: &weight[i], eps: 1e-5 });
+                        d.gated(&x[i], norm, &bundle[i])
+                    });
+                    let what = format!("gated {m} {k} {n} of kind {kind}, {normed}");
+                    both.close(&what, &y, 2.0 * k as f32, 3.0);
+                }
+            }
+        }
+        let layers = layers(both, 8, &[2, 2, 2], formats::ALL.len(), false);
+        let (x, bundle) = (both.random([1, 8]), both.run(|d, _| d.bundle(&layers)));
+        assert!(both.gpu.gated(&x[1], None, &bundle[1]).is_err());
+        assert!(both.gpu.linears(&bundle[1], None, &bundle[1]).is_err());
+    });
+}
+
+#[test]
+fn products_are_added_to() {
+    on_both(|both| {
+        for (m, n, k) in [(1, 6, 64), (1, 5, 64), (3, 7, 64), (2, 8, 10), (70, 6, 64), (0, 3, 8)] {
+            for kind in [0, formats::ALL.len()] {
+                let layers = layers(both, k, &[n], kind, n % 2 == 0);
+                let (x, to) = (both.random([m, k]), both.random([m, n]));
+                let y = both.run(|d, i| {
+                    let [(weight, bias)] = &layers[..] else { panic!("one layer") };
+                    let bias = bias.as_ref().map(|bias| d.upload(bias)).transpose()?;
+                    d.linear_add(&x[i], &d.upload(weight)?, bias.as_ref(), &to[i])
+                });
+                both.close(&format!("linear_add {m} {n} {k} {kind}"), &y, (k as f32).sqrt(), 3.0);
+            }
+        }
     });
 }
 

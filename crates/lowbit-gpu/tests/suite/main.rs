@@ -1,6 +1,7 @@
 //! Tests that need an adapter; on Debian `scripts/gpu-setup` brings a software one.
 
 mod conformance;
+mod counting;
 mod device;
 mod golden;
 #[cfg(unix)]

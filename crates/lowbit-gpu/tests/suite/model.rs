@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lowbit::device::Device;
 use lowbit::{Cpu, CpuDevice, DType};
@@ -13,6 +14,7 @@ use lowbit_llm::sampling::Sampling;
 use lowbit_llm::{Checkpoint, Model};
 use serde_json::Value;
 
+use crate::counting::Counting;
 use crate::gpu;
 
 fn repository() -> PathBuf {
@@ -111,4 +113,27 @@ fn working_ahead_changes_nothing() {
     });
     assert_eq!(talks[0], talks[1]);
     assert_eq!(talks[0].3.len(), 24 + 1 - 10);
+}
+
+/// What decoding costs beyond reading the weights is mostly the number of kernels.
+#[test]
+fn a_layer_decodes_in_five_kernels() {
+    for name in ["models/tinybard", "models/tinybard-nf4dq"] {
+        let Some(gpu) = gpu(false) else { return };
+        let kernels = Arc::new(AtomicUsize::new(0));
+        let queue = Counting { gpu, kernels: kernels.clone() };
+        let device = Arc::new(GpuDevice::new(queue, "counting", DType::BF16));
+        let model = load(&repository().join(name), device);
+        let mut cache = model.new_cache(8).unwrap();
+        let token = |model: &Model, logits| model.device().argmax(logits).unwrap();
+        let logits = model.forward(&[3, 4], &mut cache, Logits::Last, None).unwrap();
+        let id = token(&model, &logits);
+        let before = kernels.load(Ordering::Relaxed);
+        let logits = model.forward_token(&id, &mut cache).unwrap();
+        token(&model, &logits);
+        let count = kernels.load(Ordering::Relaxed) - before;
+        // The embedding, the last norm, the output layer and the argmax in two steps at most.
+        let most = 5 * model.config().num_hidden_layers + 5;
+        assert!(count <= most, "{name}: {count} kernels, at most {most} expected");
+    }
 }

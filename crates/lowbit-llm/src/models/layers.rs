@@ -3,8 +3,8 @@
 use lowbit::device::{self, Device, KvCache, Rope, Tensor};
 
 use super::loader::Loader;
-use crate::Result;
 use crate::config::Config;
+use crate::{Error, Result};
 
 /// Sees what goes into each linear layer, before it runs: calibration needs it.
 pub trait Tap {
@@ -39,16 +39,50 @@ impl Linear {
         tap: &mut Option<&mut dyn Tap>,
         x: &Tensor,
     ) -> Result<Tensor> {
-        if let Some(tap) = tap {
-            tap.input(&self.name, x)?;
-        }
+        show(tap, &self.name, x)?;
         Ok(device.linear(x, &self.weight, self.bias.as_ref())?)
     }
 }
 
+/// Shows an input to whoever wants to see it.
+fn show(tap: &mut Option<&mut dyn Tap>, name: &str, x: &Tensor) -> Result<()> {
+    match tap {
+        None => Ok(()),
+        Some(tap) => tap.input(name, x),
+    }
+}
+
+/// Linear layers that read the same input.
+pub(crate) struct Bundle {
+    /// Names of their weights.
+    pub names: Vec<String>,
+    pub weights: Tensor,
+}
+
 impl Pass<'_, '_> {
-    fn linear(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        linear.forward(self.device, self.tap, x)
+    /// `x: [T, K]` to `[T, N]`, added to `to`.
+    fn linear_add(&mut self, linear: &Linear, x: &Tensor, to: &Tensor) -> Result<Tensor> {
+        show(self.tap, &linear.name, x)?;
+        Ok(self.device.linear_add(x, &linear.weight, linear.bias.as_ref(), to)?)
+    }
+
+    /// Runs `f` on what goes into a bundle, which is `x` with a norm. The norm is taken before where
+    /// someone wants to see its result.
+    fn bundle<R>(
+        &mut self,
+        bundle: &Bundle,
+        x: &Tensor,
+        norm: &Norm,
+        f: impl FnOnce(&dyn Device, &Tensor, Option<device::Norm<'_>>) -> lowbit::Result<R>,
+    ) -> Result<R> {
+        if self.tap.is_none() {
+            return Ok(f(self.device, x, Some(norm.settings()))?);
+        }
+        let x = norm.forward(self.device, x)?;
+        for name in &bundle.names {
+            show(self.tap, name, &x)?;
+        }
+        Ok(f(self.device, &x, None)?)
     }
 }
 
@@ -60,40 +94,13 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
+    fn settings(&self) -> device::Norm<'_> {
+        device::Norm { weight: &self.weight, eps: self.eps }
+    }
+
     /// `x: [T, n * C]`, each run of `C` by itself.
     pub fn forward(&self, device: &dyn Device, x: &Tensor) -> Result<Tensor> {
         Ok(device.rms_norm(x, &self.weight, self.eps)?)
-    }
-}
-
-/// Activations between layers, `[T, C]`: a sum whose last term is not added yet, for adding it and
-/// norming the sum is one operation of a device.
-pub(crate) struct Stream {
-    pub x: Tensor,
-    pub term: Option<Tensor>,
-}
-
-impl Stream {
-    /// The sum.
-    pub fn sum(self, device: &dyn Device) -> Result<Tensor> {
-        match self.term {
-            None => Ok(self.x),
-            Some(term) => Ok(device.add(&self.x, &term)?),
-        }
-    }
-
-    /// The sum, and its norm.
-    pub fn normed(self, device: &dyn Device, norm: &Norm) -> Result<(Tensor, Tensor)> {
-        match self.term {
-            None => norm.forward(device, &self.x).map(|normed| (self.x, normed)),
-            Some(term) => Ok(device.add_rms_norm(&self.x, &term, &norm.weight, norm.eps)?),
-        }
-    }
-
-    /// Some rows of it.
-    pub fn rows(&self, device: &dyn Device, start: usize, rows: usize) -> Result<Self> {
-        let part = |x: &Tensor| device.rows(x, start, rows);
-        Ok(Stream { x: part(&self.x)?, term: self.term.as_ref().map(part).transpose()? })
     }
 }
 
@@ -107,9 +114,8 @@ pub(crate) struct Biases {
 
 /// Attention: heads of queries in groups that share a head of keys and values.
 pub(crate) struct Attention {
-    pub q_proj: Linear,
-    pub k_proj: Linear,
-    pub v_proj: Linear,
+    /// `q_proj`, `k_proj` and `v_proj`.
+    pub qkv: Bundle,
     pub o_proj: Linear,
     /// Norm of each head of queries, where the model type has it.
     pub q_norm: Option<Norm>,
@@ -125,9 +131,12 @@ impl Attention {
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
         Ok(Attention {
-            q_proj: from.linear(&format!("{at}.q_proj"), [queries, hidden], biases.qkv)?,
-            k_proj: from.linear(&format!("{at}.k_proj"), [keys, hidden], biases.qkv)?,
-            v_proj: from.linear(&format!("{at}.v_proj"), [keys, hidden], biases.qkv)?,
+            qkv: from.bundle(
+                &at,
+                &[("q_proj", queries), ("k_proj", keys), ("v_proj", keys)],
+                hidden,
+                biases.qkv,
+            )?,
             o_proj: from.linear(&format!("{at}.o_proj"), [hidden, queries], biases.o)?,
             q_norm: None,
             k_norm: None,
@@ -141,26 +150,32 @@ impl Attention {
         })
     }
 
-    /// `x: [T, C]` to `[T, C]`.
-    fn forward(&self, pass: &mut Pass, layer: usize, x: &Tensor) -> Result<Tensor> {
+    /// Adds what it gives for the norm of `x: [T, C]` to `x`.
+    fn forward(&self, pass: &mut Pass, layer: usize, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+        let products = pass.bundle(&self.qkv, x, norm, |device, x, norm| {
+            device.linears(x, norm, &self.qkv.weights)
+        })?;
         let device = pass.device;
-        let normed = |x: Tensor, norm: &Option<Norm>| match norm {
-            Some(norm) => norm.forward(device, &x),
-            None => Ok(x),
+        let mut products = products.into_iter();
+        let mut next = |norm: &Option<Norm>| match (products.next(), norm) {
+            (Some(x), Some(norm)) => norm.forward(device, &x),
+            (Some(x), None) => Ok(x),
+            (None, _) => {
+                let help = "the device lost one; report it";
+                Err(Error::argument("attention", "queries, keys and values", "fewer", help))
+            }
         };
-        let q = normed(pass.linear(&self.q_proj, x)?, &self.q_norm)?;
-        let k = normed(pass.linear(&self.k_proj, x)?, &self.k_norm)?;
-        let v = pass.linear(&self.v_proj, x)?;
+        let (q, k, v) = (next(&self.q_norm)?, next(&self.k_norm)?, next(&None)?);
         let (rope, settings) = (pass.rope, &self.settings);
         let y = device.rope_attention(&q, &k, &v, rope, pass.cache, layer, settings)?;
-        pass.linear(&self.o_proj, &y)
+        pass.linear_add(&self.o_proj, &y, x)
     }
 }
 
 /// Gated MLP: `down(silu(gate(x)) * up(x))`.
 pub(crate) struct Mlp {
-    pub gate_proj: Linear,
-    pub up_proj: Linear,
+    /// `gate_proj` and `up_proj`.
+    pub gate_up: Bundle,
     pub down_proj: Linear,
 }
 
@@ -169,18 +184,17 @@ impl Mlp {
         let at = format!("model.layers.{layer}.mlp");
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         Ok(Mlp {
-            gate_proj: from.linear(&format!("{at}.gate_proj"), [wide, hidden], bias)?,
-            up_proj: from.linear(&format!("{at}.up_proj"), [wide, hidden], bias)?,
+            gate_up: from.bundle(&at, &[("gate_proj", wide), ("up_proj", wide)], hidden, bias)?,
             down_proj: from.linear(&format!("{at}.down_proj"), [hidden, wide], bias)?,
         })
     }
 
-    /// `x: [T, C]` to `[T, C]`.
-    fn forward(&self, pass: &mut Pass, x: &Tensor) -> Result<Tensor> {
-        let gate = pass.linear(&self.gate_proj, x)?;
-        let up = pass.linear(&self.up_proj, x)?;
-        let y = pass.device.silu_mul(&gate, &up)?;
-        pass.linear(&self.down_proj, &y)
+    /// Adds what it gives for the norm of `x: [T, C]` to `x`.
+    fn forward(&self, pass: &mut Pass, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+        let y = pass.bundle(&self.gate_up, x, norm, |device, x, norm| {
+            device.gated(x, norm, &self.gate_up.weights)
+        })?;
+        pass.linear_add(&self.down_proj, &y, x)
     }
 }
 
@@ -206,14 +220,9 @@ impl Block {
         })
     }
 
-    /// `[T, C]` to `[T, C]`.
-    pub fn forward(&self, pass: &mut Pass, layer: usize, stream: Stream) -> Result<Stream> {
-        let device = pass.device;
-        let (x, normed) = stream.normed(device, &self.input_layernorm)?;
-        let seen = self.self_attn.forward(pass, layer, &normed)?;
-        let stream = Stream { x, term: Some(seen) };
-        let (x, normed) = stream.normed(device, &self.post_attention_layernorm)?;
-        let y = self.mlp.forward(pass, &normed)?;
-        Ok(Stream { x, term: Some(y) })
+    /// `x: [T, C]` to `[T, C]`.
+    pub fn forward(&self, pass: &mut Pass, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let x = self.self_attn.forward(pass, layer, x, &self.input_layernorm)?;
+        self.mlp.forward(pass, &x, &self.post_attention_layernorm)
     }
 }

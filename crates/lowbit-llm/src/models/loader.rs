@@ -6,7 +6,7 @@ use std::path::Path;
 use lowbit::device::{Device, Tensor};
 use lowbit::{DenseTensor, Weight};
 
-use super::layers::{Linear, Norm};
+use super::layers::{Bundle, Linear, Norm};
 use crate::{Checkpoint, Error, Result};
 
 /// Where the weights of a model come from, under their names in a checkpoint.
@@ -74,8 +74,48 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// [`Error::Tensor`] for one that is missing, has another shape, or is not expected.
-    pub fn linear(&mut self, name: &str, [n, k]: [usize; 2], bias: bool) -> Result<Linear> {
-        let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
+    pub fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
+        let (weight, bias) = self.weights(name, shape, bias)?;
+        let upload = |weight: &Weight| self.device.upload(weight);
+        let linear = Linear {
+            weight: upload(&weight)?,
+            bias: bias.as_ref().map(upload).transpose()?,
+            name: format!("{name}.weight"),
+        };
+        self.count(&[name]);
+        Ok(linear)
+    }
+
+    /// [`linear`](Self::linear) of `at.name` with `n` rows for each of `parts`, all of which multiply
+    /// the same input.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn bundle(
+        &mut self,
+        at: &str,
+        parts: &[(&str, usize)],
+        k: usize,
+        bias: bool,
+    ) -> Result<Bundle> {
+        let names: Vec<String> = parts.iter().map(|(name, _)| format!("{at}.{name}")).collect();
+        let weights = names
+            .iter()
+            .zip(parts)
+            .map(|(name, (_, n))| self.weights(name, [*n, k], bias))
+            .collect::<Result<Vec<_>>>()?;
+        let weights = self.device.bundle(&weights)?;
+        self.count(&names);
+        Ok(Bundle { weights, names: names.iter().map(|name| format!("{name}.weight")).collect() })
+    }
+
+    fn weights(
+        &self,
+        name: &str,
+        [n, k]: [usize; 2],
+        bias: bool,
+    ) -> Result<(Weight, Option<Weight>)> {
+        let bias_name = format!("{name}.bias");
         if !bias && self.source.size(&bias_name).is_some() {
             return Err(self.refuse(
                 &bias_name,
@@ -83,9 +123,8 @@ impl<'a> Loader<'a> {
                 "a tensor",
             ));
         }
-        let weight = self.tensor(&weight_name, &[n, k])?;
-        let bias = if bias { Some(self.vector(&bias_name, n)?) } else { None };
-        Ok(Linear { name: weight_name, weight, bias })
+        let weight = self.checked(&format!("{name}.weight"), &[n, k])?;
+        Ok((weight, if bias { Some(self.vector(&bias_name, n)?) } else { None }))
     }
 
     /// Norm with factors `name.weight: [len]`.
@@ -93,28 +132,33 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`linear`](Self::linear).
     pub fn norm(&mut self, name: &str, len: usize) -> Result<Norm> {
-        Ok(Norm { weight: self.vector(&format!("{name}.weight"), len)?, eps: self.eps })
+        let factors = self.vector(&format!("{name}.weight"), len)?;
+        let weight = self.device.upload(&factors)?;
+        self.count(&[name]);
+        Ok(Norm { weight, eps: self.eps })
     }
 
     /// A vector, in numbers: devices add and multiply by it.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
+    fn vector(&self, name: &str, len: usize) -> Result<Weight> {
         match self.checked(name, &[len])? {
             Weight::Quantized(q) => {
                 let mut numbers = vec![0.0f32; len];
                 lowbit::dequantize(&q, &mut numbers)?;
-                self.upload(name, DenseTensor::from_f32(vec![len], &numbers)?.into())
+                Ok(DenseTensor::from_f32(vec![len], &numbers)?.into())
             }
-            dense => self.upload(name, dense),
+            dense => Ok(dense),
         }
     }
 
-    /// A tensor of that shape, as it is stored.
+    /// Matrix `name.weight` of that shape, as it is stored.
     ///
     /// # Errors
     /// As [`linear`](Self::linear).
-    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let weight = self.checked(name, shape)?;
-        self.upload(name, weight)
+    pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor> {
+        let weight = self.checked(&format!("{name}.weight"), &shape)?;
+        let tensor = self.device.upload(&weight)?;
+        self.count(&[name]);
+        Ok(tensor)
     }
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<Weight> {
@@ -125,14 +169,18 @@ impl<'a> Loader<'a> {
         Ok(weight)
     }
 
-    fn upload(&mut self, name: &str, weight: Weight) -> Result<Tensor> {
-        let tensor = self.device.upload(&weight)?;
-        if let Some((bytes, weights)) = self.source.size(name) {
-            self.bytes += bytes;
-            self.weights += weights;
+    /// Counts the weights and biases of these layers as moved.
+    fn count(&mut self, names: &[impl AsRef<str>]) {
+        let stored = |name: &str, part: &str| self.source.size(&format!("{name}.{part}"));
+        for name in names.iter().map(AsRef::as_ref) {
+            for (bytes, weights) in
+                [stored(name, "weight"), stored(name, "bias")].into_iter().flatten()
+            {
+                self.bytes += bytes;
+                self.weights += weights;
+            }
         }
         (self.progress)(self.bytes, self.total_bytes);
-        Ok(tensor)
     }
 
     fn refuse(&self, name: &str, expected: &str, got: &str) -> Error {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use lowbit::device::{CacheShape, Device, KvCache, Tensor};
 
 pub use layers::Tap;
-use layers::{Block, Linear, Norm, Pass, Stream};
+use layers::{Block, Linear, Norm, Pass};
 use loader::Loader;
 pub use loader::Source;
 
@@ -137,14 +137,18 @@ impl Model {
     ) -> Result<Self> {
         let mut from = Loader::new(source, &*device, config.rms_norm_eps, progress);
         let [vocabulary, hidden] = [config.vocab_size, config.hidden_size];
-        const EMBEDDING: &str = "model.embed_tokens.weight";
-        let embed_tokens = from.tensor(EMBEDDING, &[vocabulary, hidden])?;
+        const EMBEDDING: &str = "model.embed_tokens";
+        let embed_tokens = from.matrix(EMBEDDING, [vocabulary, hidden])?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| (config.model_type.block)(&mut from, &config, layer))
             .collect::<Result<Vec<_>>>()?;
         let norm = from.norm("model.norm", hidden)?;
         let lm_head = match config.tie_word_embeddings {
-            true => Linear { name: EMBEDDING.into(), weight: embed_tokens.clone(), bias: None },
+            true => Linear {
+                name: format!("{EMBEDDING}.weight"),
+                weight: embed_tokens.clone(),
+                bias: None,
+            },
             false => from.linear("lm_head", [vocabulary, hidden], false)?,
         };
         let (bytes, weights) = (from.bytes, from.weights);
@@ -210,12 +214,12 @@ impl Model {
         logits: Logits,
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<Tensor> {
-        let stream = self.stream(ids, cache, &mut tap)?;
-        let stream = match logits {
-            Logits::Last => stream.rows(&*self.device, ids.len() - 1, 1)?,
-            Logits::All => stream,
+        let x = self.hidden(ids, cache, &mut tap)?;
+        let x = match logits {
+            Logits::Last => self.device.rows(&x, ids.len() - 1, 1)?,
+            Logits::All => x,
         };
-        self.output(stream, &mut tap)
+        self.logits(&x, &mut tap)
     }
 
     /// [`forward`](Self::forward) of one token that is still on the device, as its argmax gave it.
@@ -224,55 +228,45 @@ impl Model {
     /// As [`forward`](Self::forward).
     pub fn forward_token(&self, id: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         let x = self.device.embed_tokens(&self.embed_tokens, id)?;
-        let stream = self.layers(x, cache, &mut None)?;
-        self.output(stream, &mut None)
+        let x = self.run(x, cache, &mut None)?;
+        self.logits(&x, &mut None)
     }
 
     /// The layers only: `[T, C]`.
-    pub(crate) fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        self.stream(ids, cache, &mut None)?.sum(&*self.device)
-    }
-
-    fn stream(
+    pub(crate) fn hidden(
         &self,
         ids: &[u32],
         cache: &mut KvCache,
         tap: &mut Option<&mut dyn Tap>,
-    ) -> Result<Stream> {
+    ) -> Result<Tensor> {
         if ids.is_empty() {
             let help = "begin with a prompt or the model's bos token";
             return Err(Error::argument("forward", "at least one token", "none", help));
         }
         let x = self.device.embed(&self.embed_tokens, ids)?;
-        self.layers(x, cache, tap)
+        self.run(x, cache, tap)
     }
 
-    /// All layers on embeddings `x: [T, C]`.
-    fn layers(
+    /// The layers, on embeddings.
+    fn run(
         &self,
-        x: Tensor,
+        mut x: Tensor,
         cache: &mut KvCache,
         tap: &mut Option<&mut dyn Tap>,
-    ) -> Result<Stream> {
-        let (rows, _) = x.rows_cols();
-        let mut stream = Stream { x, term: None };
+    ) -> Result<Tensor> {
         let mut pass = Pass { device: &*self.device, rope: &self.config.rope, cache, tap };
         for (layer, block) in self.layers.iter().enumerate() {
-            stream = block.forward(&mut pass, layer, stream)?;
+            x = block.forward(&mut pass, layer, &x)?;
         }
+        let (rows, _) = x.rows_cols();
         cache.advance(rows)?;
-        Ok(stream)
+        Ok(x)
     }
 
-    /// Norm and output layer: `[T, C]` to `[T, V]`.
-    fn output(&self, stream: Stream, tap: &mut Option<&mut dyn Tap>) -> Result<Tensor> {
-        let (_, x) = stream.normed(&*self.device, &self.norm)?;
+    /// Norm and output layer: `x: [T, C]` to `[T, V]`.
+    pub(crate) fn logits(&self, x: &Tensor, tap: &mut Option<&mut dyn Tap>) -> Result<Tensor> {
+        let x = self.norm.forward(&*self.device, x)?;
         self.lm_head.forward(&*self.device, tap, &x)
-    }
-
-    /// Norm and output layer on what [`hidden`](Self::hidden) gave.
-    pub(crate) fn logits(&self, x: Tensor) -> Result<Tensor> {
-        self.output(Stream { x, term: None }, &mut None)
     }
 }
 

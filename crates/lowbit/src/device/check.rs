@@ -66,15 +66,23 @@ pub fn rope(x: &Tensor, rope: &Rope) -> Result<usize> {
     runs("rope", x, head_dim).map(|()| head_dim)
 }
 
+/// A tensor has that shape.
+///
+/// # Errors
+/// As [`ids`].
+pub fn shape(op: &'static str, x: &Tensor, expected: &[usize]) -> Result<()> {
+    if x.shape() == expected {
+        return Ok(());
+    }
+    Err(refuse(op, format!("{expected:?}"), format!("{:?}", x.shape())))
+}
+
 /// Two tensors have one shape.
 ///
 /// # Errors
 /// As [`ids`].
 pub fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.shape() == b.shape() {
-        return Ok(());
-    }
-    Err(refuse(op, format!("{:?}", a.shape()), format!("{:?}", b.shape())))
+    shape(op, b, a.shape())
 }
 
 /// `x` has rows `start .. start + rows`.
