@@ -10,6 +10,7 @@ mod elementwise;
 mod embed;
 mod gpu;
 mod kernel;
+mod matrix;
 pub mod measure;
 mod memo;
 mod numbers;
@@ -32,7 +33,10 @@ pub use elementwise::{add, columns, rows, silu_mul};
 pub use embed::{Ids, embed};
 pub use gpu::{Buffer, Gpu};
 pub use kernel::{Access, Binding, Kernel, Needs};
-pub use product::{Around, dequantize, gated, linear, linear_around, linear_transposed};
+pub use matrix::Schedule;
+pub use product::{
+    Around, dequantize, gated, linear, linear_around, linear_scheduled, linear_transposed,
+};
 pub use quantize::{Quantized, Quantizer, double_quantize, quantize};
 pub use queue::{Fetch, Limits, Queue};
 pub use rms_norm::rms_norm;
