@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lowbit::{DType, Format, formats};
+use lowbit_gpu::Schedule;
 use regex::Regex;
 
 use crate::failure::{Failure, Result};
@@ -149,6 +150,31 @@ pub fn read_text(path: &Path) -> Result<String> {
             error.utf8_error().valid_up_to()
         ))
     })
+}
+
+/// `whole`, `split:PARTS` or `stream:GROUPS`.
+pub fn schedule(text: &str) -> std::result::Result<Schedule, String> {
+    let count = |count: &str| match count.parse() {
+        Ok(0) | Err(_) => {
+            Err(format!("expected a number from 1 on after the colon, got {count:?}"))
+        }
+        Ok(count) => Ok(count),
+    };
+    match text.split_once(':') {
+        None if text == "whole" => Ok(Schedule::Whole),
+        Some(("split", parts)) => count(parts).map(Schedule::Split),
+        Some(("stream", groups)) => count(groups).map(Schedule::Stream),
+        _ => Err("expected whole, split:PARTS or stream:GROUPS".into()),
+    }
+}
+
+/// What [`schedule`] reads.
+pub fn schedule_name(schedule: Schedule) -> String {
+    match schedule {
+        Schedule::Whole => "whole".into(),
+        Schedule::Split(parts) => format!("split:{parts}"),
+        Schedule::Stream(groups) => format!("stream:{groups}"),
+    }
 }
 
 #[cfg(test)]

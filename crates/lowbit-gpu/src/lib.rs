@@ -13,6 +13,7 @@ mod embed;
 #[cfg(feature = "wgpu")]
 mod gpu;
 mod kernel;
+mod matrix;
 #[cfg(feature = "wgpu")]
 pub mod measure;
 mod memo;
@@ -41,7 +42,10 @@ pub use embed::{Ids, embed};
 #[cfg(feature = "wgpu")]
 pub use gpu::{Buffer, Gpu};
 pub use kernel::{Access, Binding, Kernel, Needs};
-pub use product::{Around, dequantize, gated, linear, linear_around, linear_transposed};
+pub use matrix::Schedule;
+pub use product::{
+    Around, dequantize, gated, linear, linear_around, linear_scheduled, linear_transposed,
+};
 pub use quantize::{Quantized, Quantizer, double_quantize, quantize};
 pub use queue::{Fetch, Limits, Queue};
 pub use rms_norm::rms_norm;

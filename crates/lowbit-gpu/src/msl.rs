@@ -68,6 +68,7 @@ pub const APPLE: Limits = Limits {
     f16: true,
     subgroups: true,
     matrix: Some(8),
+    vector_tiles: false,
     binding: 1 << 31,
     threads: 1024,
     workgroup_memory: 32 << 10,

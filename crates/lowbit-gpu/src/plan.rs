@@ -108,7 +108,7 @@ impl Planner {
     }
 
     /// A weight that the caller has. Its inputs are those that it needs of `codes`, `scales`,
-    /// `nested_absmax`, `nested_map` (256 values and the offset), `means` and `codebook`, all f32 but
+    /// `nested_absmax` (each with the offset after it), `nested_map`, `means` and `codebook`, all f32 but
     /// codes and, where they are nested or E8M0, scales.
     ///
     /// # Errors

@@ -4,7 +4,8 @@ use lowbit::{DType, Result};
 
 use crate::choose::{self, Product};
 use crate::elementwise;
-use crate::kernel::{Access, Builder, Kernel, Needs};
+use crate::kernel::{Access, Builder, Kernel};
+use crate::matrix::{self, Schedule, Tiles};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::rms_norm::rms_norm;
@@ -12,8 +13,6 @@ use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("kernels/gemv_pairs.wgsl");
-const MATRIX: &str = include_str!("kernels/gemm_matrix.wgsl");
-const HALVES: &str = include_str!("kernels/halves.wgsl");
 const GEMV: &str = include_str!("kernels/gemv.wgsl");
 const GEMV_PUT: &str = include_str!("kernels/gemv_put.wgsl");
 const GEMV_NORM: &str = include_str!("kernels/gemv_norm.wgsl");
@@ -96,6 +95,28 @@ pub fn linear<Q: Queue>(
     linear_around(queue, x, m, w, Around { bias, ..Around::default() }, dtype)
 }
 
+/// [`linear`] without a bias, its work dealt as `schedule` says; `None` where it takes no matrix
+/// hardware.
+///
+/// # Errors
+/// As [`Queue::dispatch`].
+pub fn linear_scheduled<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    schedule: Schedule,
+    dtype: DType,
+) -> Result<Option<Q::Buffer>> {
+    let (n, k) = w.rows_cols();
+    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
+    let Some(product) = choose::scheduled(product, schedule) else { return Ok(None) };
+    let (output, around) = (output(dtype, m, n), Around::default());
+    let y = scratch(queue, output, m * n)?;
+    multiply(queue, x, m, w, &around, Spec::new(w, dtype, output, product, &around), &y)?;
+    Ok(Some(converted(queue, y, output, m * n, dtype)?))
+}
+
 /// [`linear`], with more before and after, in one kernel where there is one.
 ///
 /// # Errors
@@ -175,19 +196,13 @@ fn multiply<Q: Queue>(
     y: &Q::Buffer,
 ) -> Result<()> {
     let (n, k) = w.rows_cols();
-    let (dtype, product) = (spec.dtype, spec.product);
+    let product = spec.product;
     let kernel = KERNELS.get(spec, Spec::kernel);
-    // Matrix hardware wants half floats.
-    let halves = match product {
-        Product::Matrix { m: tile, .. } => Some(halves(queue, x, m, tile, k, dtype)?),
-        _ => None,
-    };
-    let inputs: Vec<&Q::Buffer> = match &halves {
-        Some([x, ups]) => vec![x, ups],
-        None => vec![x],
-    };
+    if let Product::Matrix { tiles, schedule } = product {
+        return matrices(queue, [x, y], m, w, around, spec, (tiles, schedule));
+    }
     let factors = around.norm.map(|(factors, _)| factors);
-    let inputs = inputs.into_iter().chain(factors).chain(around.bias).chain(around.to);
+    let inputs = [x].into_iter().chain(factors).chain(around.bias).chain(around.to);
     for part in w.parts() {
         let rows = part.rows.len() as u32;
         let (_, widest) = queue.limits().subgroup;
@@ -196,12 +211,7 @@ fn multiply<Q: Queue>(
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
                 [rows.div_ceil(per_group).min(queue.limits().groups), 1, 1]
             }
-            Product::Matrix { m: tile_m, n: tile_n, .. } => {
-                [rows.div_ceil(tile_n), count("linear", m)?.div_ceil(tile_m), 1]
-            }
-            Product::Gemm | Product::Transposed => {
-                [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1]
-            }
+            _ => [rows.div_ceil(TILE), count("linear", m)?.div_ceil(TILE), 1],
         };
         let buffers: Vec<&Q::Buffer> = part.buffers().chain(inputs.clone()).chain([y]).collect();
         // As many rows of activations at a time as a subgroup keeps sums for.
@@ -209,6 +219,40 @@ fn multiply<Q: Queue>(
             let start = part.rows.start as u32;
             let params = part.params([m as u32, k as u32, first as u32, n as u32, start]);
             queue.dispatch(&kernel, &buffers, &params, groups)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the kernels for matrix hardware, which wants half floats, over all parts of a weight.
+fn matrices<Q: Queue>(
+    queue: &Q,
+    [x, y]: [&Q::Buffer; 2],
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    around: &Around<'_, Q::Buffer>,
+    spec: Spec,
+    (tiles, schedule): (Tiles, Schedule),
+) -> Result<()> {
+    let (n, k) = w.rows_cols();
+    let [x, ups] = matrix::halves(queue, x, m, tiles.m, k, spec.dtype)?;
+    let kernel = KERNELS.get(spec, Spec::kernel);
+    let output = || around.bias.into_iter().chain(around.to).chain([y]);
+    for part in w.parts() {
+        let deal = tiles.deal([m, part.rows.len(), k], schedule, queue.limits())?;
+        let partials = match tiles.cut {
+            true => Some(queue.scratch(4 * tiles.pieces(&deal))?),
+            false => None,
+        };
+        let start = part.rows.start as u32;
+        let params = part.params([m as u32, deal.share, n as u32, start]);
+        let inputs = part.buffers().chain([&x, &ups]).chain(&partials);
+        let buffers: Vec<&Q::Buffer> = inputs.chain(output()).collect();
+        queue.dispatch(&kernel, &buffers, &params, [deal.groups, 1, 1])?;
+        if let Some(partials) = partials.filter(|_| deal.share % deal.steps != 0) {
+            let merge = MERGES.get(spec, Spec::merge);
+            let buffers: Vec<&Q::Buffer> = [&ups, &partials].into_iter().chain(output()).collect();
+            queue.dispatch(&merge, &buffers, &params, [deal.tiles, 1, 1])?;
         }
     }
     Ok(())
@@ -302,6 +346,7 @@ struct Spec {
 }
 
 static KERNELS: Memo<Spec> = Memo::new();
+static MERGES: Memo<Spec> = Memo::new();
 
 impl Spec {
     fn new<B: Clone>(
@@ -341,7 +386,10 @@ impl Spec {
                     .constant("PAIRS", 256 * replicas);
                 self.gemv(builder, [rows, batch, group], 8, GEMV_PAIRS)
             }
-            Product::Matrix { .. } => self.matrix_kernel(),
+            Product::Matrix { tiles, .. } => {
+                let inputs = builder("gemm_matrix").weight(&kind, false).activations("X", dtype);
+                tiles.kernel(inputs, |builder| self.output(builder))
+            }
             Product::Gemm | Product::Transposed => {
                 let transposed = product == Product::Transposed;
                 let name = if transposed { "gemm_transposed" } else { "gemm" };
@@ -351,6 +399,13 @@ impl Spec {
                     .build(PARAMS, "gemm", GROUP, GEMM)
             }
         }
+    }
+
+    /// What adds the pieces in which a product on matrix hardware left tiles.
+    fn merge(&self) -> Kernel {
+        let Product::Matrix { tiles, .. } = self.product else { return self.kernel() };
+        let builder = Builder::new("gemm_merge").types().activations("X", self.dtype);
+        tiles.merge(builder, |builder| self.output(builder))
     }
 
     /// A kernel of subgroups that each take `rows` rows of weights and `batch` of activations, of which
@@ -401,103 +456,6 @@ impl Spec {
     fn output(&self, builder: Builder) -> Builder {
         store(with_bias(builder, self.bias), self.output, self.to)
     }
-
-    fn matrix_kernel(&self) -> Kernel {
-        let Spec { kind, dtype, product, .. } = *self;
-        let Product::Matrix { side, m, n, across } = product else {
-            return Builder::new("none").build(PARAMS, "none", 1, "");
-        };
-        let subgroups = GROUP / 32;
-        let down = subgroups / across;
-        let (rows, cols) = (m / down / side, n / across / side);
-        let builder = Builder::new("gemm_matrix").types().weight(&kind, false);
-        let builder = builder.activations("X", dtype).bind("x", Access::Read, "array<f16>").bind(
-            "ups",
-            Access::Read,
-            "array<f32>",
-        );
-        let body = unrolled(MATRIX, side, rows, cols);
-        self.output(builder)
-            .tag(format!("{side}x{m}x{n}x{across}"))
-            .constant("SIDE", side)
-            .constant("TILE_M", m)
-            .constant("TILE_N", n)
-            .constant("ACROSS", across)
-            .constant("DOWN_MATRICES", rows)
-            .constant("ACROSS_MATRICES", cols)
-            .constant("SUBGROUPS", subgroups)
-            .needs(Needs { f16: true, subgroups: true, matrix: Some(side) })
-            .build(PARAMS, "gemm_matrix", GROUP, &body)
-    }
-}
-
-/// The body with a variable for each of the `rows` x `cols` matrices of a subgroup: WGSL has no
-/// arrays of them.
-fn unrolled(body: &str, side: u32, rows: u32, cols: u32) -> String {
-    let mat = |ty: &str, role: &str| format!("coop_mat{side}x{side}<{ty}, {role}>");
-    let each = |f: &dyn Fn(u32, u32) -> String| -> String {
-        (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| f(r, c)).collect()
-    };
-    let c_type = mat("f32", "C");
-    let declare = each(&|r, c| format!("    var c_{r}_{c}: {c_type};\n"));
-    let load_a: String = (0..rows)
-        .map(|r| {
-            format!(
-                "            let a_{r} = coopLoadT<{}>(&x[at_x + {}u * p.k], stride_x);\n",
-                mat("f16", "A"),
-                r * side
-            )
-        })
-        .collect();
-    let load_b: String = (0..cols)
-        .map(|c| {
-            format!(
-                "            let b_{c} = coopLoad<{}>(&w_tile[at_w + {}u * STRIDE], stride_w);\n",
-                mat("f16", "B"),
-                c * side
-            )
-        })
-        .collect();
-    let multiply = each(&|r, c| {
-        format!("            c_{r}_{c} = coopMultiplyAdd(a_{r}, b_{c}, c_{r}_{c});\n")
-    });
-    let store = each(&|r, c| {
-        format!(
-            "    coopStoreT(c_{r}_{c}, &results[own], side);\n    workgroupBarrier();\n    \
-             put(first_m + {}u, first_n + own_n + {}u, own, lane, width);\n    workgroupBarrier();\n",
-            r * side,
-            c * side
-        )
-    });
-    body.replace("    //@ declare\n", &declare)
-        .replace("            //@ multiply\n", &format!("{load_a}{load_b}{multiply}"))
-        .replace("    //@ store\n", &store)
-}
-
-/// Rows of x as half floats, padded to whole tiles, and the power of two of each.
-fn halves<Q: Queue>(
-    queue: &Q,
-    x: &Q::Buffer,
-    m: usize,
-    tile: u32,
-    k: usize,
-    dtype: DType,
-) -> Result<[Q::Buffer; 2]> {
-    static KERNELS: Memo<DType> = Memo::new();
-    let kernel = KERNELS.get(dtype, |dtype| {
-        Builder::new("halves")
-            .types()
-            .activations("X", *dtype)
-            .bind("x", Access::Read, "array<X2>")
-            .bind("halves_of_x", Access::ReadWrite, "array<u32>")
-            .bind("ups", Access::ReadWrite, "array<f32>")
-            .build(&["m", "k"], "halves", GROUP, HALVES)
-    });
-    let rows = m.next_multiple_of(tile as usize);
-    let out = [queue.scratch(2 * (rows * k) as u64)?, queue.scratch(4 * rows as u64)?];
-    let params = [count("linear", m)?, count("linear", k)?];
-    queue.dispatch(&kernel, &[x, &out[0], &out[1]], &params, [count("linear", rows)?, 1, 1])?;
-    Ok(out)
 }
 
 /// `with_bias`.

@@ -385,7 +385,7 @@ impl<B: Clone> Part<B> {
     }
 
     /// The parameters [`PARAMS`]: those of the weight, then the others.
-    pub fn params(&self, others: [u32; 5]) -> Vec<u32> {
+    pub fn params<const L: usize>(&self, others: [u32; L]) -> Vec<u32> {
         [&self.layout[..], &others].concat()
     }
 }

@@ -8,13 +8,14 @@ use half::{bf16, f16};
 use lowbit::cpu::reference;
 use lowbit::format::Layout;
 use lowbit::{Cpu, DType, Element, Format, Nested, Parts, QTensor, Scales};
+use lowbit_gpu::Schedule;
 
 use super::limits::cold_bytes;
 use super::measure::{Times, gaussian, rotation, spread};
 use super::on::On;
 use super::record::{Measured, Record};
 use crate::failure::{Failure, Result};
-use crate::{machine, ui};
+use crate::{args, machine, ui};
 
 /// One operation on one kind of tensor.
 #[derive(Debug, Clone)]
@@ -32,8 +33,8 @@ pub struct Case {
 pub enum Operation {
     Quantize,
     Dequantize,
-    /// With this many rows of `x`.
-    Linear(usize),
+    /// With this many rows of `x`, and on matrix hardware dealt so.
+    Linear(usize, Option<Schedule>),
 }
 
 impl Operation {
@@ -41,7 +42,7 @@ impl Operation {
         match self {
             Operation::Quantize => "quantize",
             Operation::Dequantize => "dequantize",
-            Operation::Linear(_) => "linear",
+            Operation::Linear(..) => "linear",
         }
     }
 }
@@ -51,7 +52,7 @@ impl fmt::Display for Case {
         let Case { operation, format, shape: [n, k], dtype, .. } = self;
         write!(f, "{} {} {n}x{k} {dtype}", operation.name(), format.name)?;
         match operation {
-            Operation::Linear(rows) => write!(f, " rows {rows}"),
+            Operation::Linear(rows, _) => write!(f, " rows {rows}"),
             _ => Ok(()),
         }
     }
@@ -69,7 +70,7 @@ impl Case {
     pub fn check_memory(&self) -> Result {
         let [n, k] = self.shape.map(|d| d as u64);
         let rows = match self.operation {
-            Operation::Linear(rows) => rows as u64,
+            Operation::Linear(rows, _) => rows as u64,
             _ => 0,
         };
         // The weights, and two copies of them as input or output; twice what no cache holds; x and y.
@@ -105,9 +106,9 @@ impl Case {
             (Operation::Quantize, _) => 1e-4,
             (Operation::Dequantize, _) => 0.0,
             // Four roundings of the largest outputs, and of the sum.
-            (Operation::Linear(_), DType::F32) => 2e-5,
-            (Operation::Linear(_), DType::F16) => 4.0 * f64::from(f16::EPSILON),
-            (Operation::Linear(_), DType::BF16) => 4.0 * f64::from(bf16::EPSILON),
+            (Operation::Linear(..), DType::F32) => 2e-5,
+            (Operation::Linear(..), DType::F16) => 4.0 * f64::from(f16::EPSILON),
+            (Operation::Linear(..), DType::BF16) => 4.0 * f64::from(bf16::EPSILON),
         };
         if record.max_error <= bound {
             return Ok(());
@@ -125,7 +126,7 @@ impl Case {
         match self.operation {
             Operation::Quantize => self.measure_quantize(&w, on, seconds),
             Operation::Dequantize => self.measure_dequantize(&w, on, seconds),
-            Operation::Linear(rows) => self.measure_linear(&w, rows, on, seconds),
+            Operation::Linear(..) => self.measure_linear(&w, on, seconds),
         }
     }
 
@@ -176,17 +177,19 @@ impl Case {
         Ok(self.record(&times, on, bytes, None, share))
     }
 
-    fn measure_linear<T: Element>(
-        &self,
-        w: &[T],
-        rows: usize,
-        on: &On,
-        s: f32,
-    ) -> Result<Measured> {
+    fn measure_linear<T: Element>(&self, w: &[T], on: &On, s: f32) -> Result<Measured> {
         let [n, k] = self.shape;
+        let (rows, schedule) = match self.operation {
+            Operation::Linear(rows, schedule) => (rows, schedule),
+            _ => (0, None),
+        };
         let x: Vec<T> = gaussian(rows * k, ACTIVATIONS.0, ACTIVATIONS.1)?;
         let q = self.quantize(w)?;
         let (times, y) = match on {
+            On::Cpu(_) if schedule.is_some() => {
+                let text = "--schedule is for GPUs with matrix hardware; add --device gpu";
+                return Err(Failure::usage(text));
+            }
             On::Cpu(limits) => {
                 let mut y = vec![T::default(); rows * n];
                 let copies = rotation(q.bytes(), || Ok(deep_copy(&q)?))?;
@@ -195,7 +198,7 @@ impl Case {
                 })?;
                 (times, y)
             }
-            On::Gpu(place) => place.linear(&q, &x, rows, s)?,
+            On::Gpu(place) => place.linear(&q, &x, rows, schedule, s)?,
         };
         let bytes = q.bytes() + size_of_val(x.as_slice()) + size_of_val(y.as_slice());
         let flops = 2.0 * rows as f64 * n as f64 * k as f64;
@@ -218,7 +221,11 @@ impl Case {
             format: self.format.name.to_owned(),
             shape: Some(self.shape),
             rows: match self.operation {
-                Operation::Linear(rows) => Some(rows),
+                Operation::Linear(rows, _) => Some(rows),
+                _ => None,
+            },
+            schedule: match self.operation {
+                Operation::Linear(_, Some(schedule)) => Some(args::schedule_name(schedule)),
                 _ => None,
             },
             dtype: self.dtype.name(),

@@ -239,8 +239,9 @@ def _parts(w: PackedWeight) -> dict[str, Tensor]:
         check_f32(w.nested_absmax, "nested_absmax")
         check_f32(w.nested_map, "nested_map")
         check_f32(w.nested_offset, "nested_offset")
-        parts["nested_absmax"] = w.nested_absmax
-        parts["nested_map"] = torch.cat([w.nested_map.flatten(), w.nested_offset.reshape(1)])
+        absmax = w.nested_absmax.flatten()
+        parts["nested_absmax"] = torch.stack([absmax, w.nested_offset.reshape(1).expand(absmax.shape)], dim=1)
+        parts["nested_map"] = w.nested_map
     elif not byte_scales:
         check_f32(w.scales, "scales")
     for name, part in (("codebook", w.codebook), ("means", w.means)):
