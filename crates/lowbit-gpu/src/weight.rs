@@ -243,8 +243,8 @@ impl<B: Clone> GpuWeight<B> {
         let codes = buffer("codes", g.code_bytes as u64)?;
         let mut rest = vec![buffer("scales", bytes as u64)?];
         if let Some(size) = description.nested_block_size {
-            rest.push(buffer("nested_absmax", 4 * g.blocks.div_ceil(size) as u64)?);
-            rest.push(buffer("nested_map", 4 * (256 + 1))?);
+            rest.push(buffer("nested_absmax", 8 * g.blocks.div_ceil(size) as u64)?);
+            rest.push(buffer("nested_map", 4 * 256)?);
         }
         if description.format.has_mean {
             rest.push(buffer("means", 4 * g.blocks as u64)?);
