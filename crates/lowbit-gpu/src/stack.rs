@@ -59,6 +59,11 @@ fn stack_dense(weights: &[&DenseTensor]) -> Option<DenseTensor> {
     if same { DenseTensor::new(dtype, shape, data()).ok() } else { None }
 }
 
+/// A codebook may have NaN, which equals nothing.
+fn bits(codebook: &[f32]) -> impl Iterator<Item = u32> {
+    codebook.iter().map(|v| v.to_bits())
+}
+
 fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     let (first, last) = (weights.first()?, weights.len() - 1);
     let format = first.format();
@@ -66,7 +71,7 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     let alike = |w: &QTensor| {
         std::ptr::eq(w.format(), format)
             && w.block_size() == first.block_size()
-            && w.codebook() == first.codebook()
+            && bits(w.codebook()).eq(bits(first.codebook()))
             && w.has_own_codebook() == first.has_own_codebook()
     };
     let ends_with_a_block = |w: &QTensor| match format.layout {

@@ -145,5 +145,7 @@ fn schedules_are_for_matrix_hardware() {
     bench(&["split:0"]).fails(2, &["from 1 on"]);
     bench(&["halves"]).fails(2, &["whole", "split:PARTS", "stream:GROUPS"]);
     let Some(gpu) = gpu() else { return };
-    bench(&["stream:8", "--rows", "64", "--device", &gpu]).fails(1, &["matrix hardware"]);
+    let run = bench(&["stream:8", "--rows", "64", "--device", &gpu]);
+    assert_eq!(run.status, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("matrix hardware"), "{}", run.stderr);
 }

@@ -186,10 +186,6 @@ impl Case {
         let x: Vec<T> = gaussian(rows * k, ACTIVATIONS.0, ACTIVATIONS.1)?;
         let q = self.quantize(w)?;
         let (times, y) = match on {
-            On::Cpu(_) if schedule.is_some() => {
-                let text = "--schedule is for GPUs with matrix hardware; add --device gpu";
-                return Err(Failure::usage(text));
-            }
             On::Cpu(limits) => {
                 let mut y = vec![T::default(); rows * n];
                 let copies = rotation(q.bytes(), || Ok(deep_copy(&q)?))?;

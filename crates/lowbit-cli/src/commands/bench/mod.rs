@@ -18,7 +18,7 @@ use lowbit::{DType, Format};
 use lowbit_gpu::Schedule;
 
 use crate::args::{self, Threads};
-use crate::device::DeviceArgs;
+use crate::device::{Chosen, DeviceArgs};
 use crate::failure::{Failure, Result};
 use crate::ui::Progress;
 use cases::{Case, Operation};
@@ -144,11 +144,17 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
 fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -> Result {
     let cases = cases_of(options, operations)?;
     options.threads.apply()?;
+    let chosen = options.device.choose()?;
+    let scheduled = cases.iter().any(|c| matches!(c.operation, Operation::Linear(_, Some(_))));
+    if scheduled && matches!(chosen, Chosen::Cpu) {
+        let text = "--schedule is for GPUs with matrix hardware; add --device gpu";
+        return Err(Failure::usage(text));
+    }
     let mut report = Report::new(options.effort.json, out);
     warn_of_debug_build()?;
     let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
-    let on = On::new(options.device.choose()?, options.serial)?;
+    let on = On::new(chosen, options.serial)?;
     for (done, case) in cases.iter().enumerate() {
         progress.update(done as u64, cases.len() as u64, &case.to_string());
         let measured = case.measure(&on, options.effort.seconds)?;
