@@ -71,7 +71,10 @@ struct Coding {
     bits: u32,
     per_code: usize,
     packing: Packing,
+    /// Blocks lie on the flattened tensor.
     flat: bool,
+    /// Rows that share a byte, each far from the next; 1 where none do.
+    stacked: u32,
     /// Bits of the f32.
     unit: u32,
     has_mean: bool,
@@ -81,6 +84,7 @@ struct Coding {
 enum Stored {
     None,
     F32,
+    F16,
     Nested,
     E8M0,
 }
@@ -152,9 +156,13 @@ impl<B: Clone> GpuWeight<B> {
             bits: format.code_bits,
             per_code: format.weights_per_code,
             packing: format.packing,
-            flat: matches!(format.layout, Layout::Flat { .. }),
+            flat: !format.in_rows(),
+            stacked: match format.layout {
+                Layout::Stacked { rows } => count("upload", rows)?,
+                _ => 1,
+            },
             unit: format.unit.to_bits(),
-            has_mean: format.has_mean,
+            has_mean: q.means().is_some(),
         };
         let whole_row = q.block_size() >= k && !coding.flat;
         let bits = format.code_bits as usize;
@@ -162,6 +170,7 @@ impl<B: Clone> GpuWeight<B> {
         let plain = bits <= 8
             && 8 % bits == 0
             && coding.per_code == 1
+            && coding.stacked == 1
             && !matches!(coding.packing, Packing::Radix { .. });
         let row_bits = g.row_bytes.map_or(k * bits, |b| 8 * b);
         let lies = |unit: usize| {
@@ -176,6 +185,7 @@ impl<B: Clone> GpuWeight<B> {
             codes: Codes::Format(format.name, coding),
             scales: match q.scales() {
                 Scales::F32(_) => Stored::F32,
+                Scales::F16(_) => Stored::F16,
                 Scales::Nested(_) => Stored::Nested,
                 Scales::E8M0(_) => Stored::E8M0,
             },
@@ -344,6 +354,7 @@ impl<B: Clone> SharedParts<B> {
         let range = blocks.clone();
         match q.scales() {
             Scales::F32(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
+            Scales::F16(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
             Scales::E8M0(scales) => rest.push(queue.upload(&scales[range])?),
             Scales::Nested(nested) => {
                 // Parts begin with a nested block.
@@ -396,6 +407,7 @@ impl Builder {
             per_code: 1,
             packing: Packing::LowFirst,
             flat: false,
+            stacked: 1,
             unit: 1f32.to_bits(),
             has_mean: false,
         };
@@ -415,6 +427,7 @@ impl Builder {
         this = match kind.scales {
             Stored::None => this,
             Stored::F32 => this.bind("scales", Access::Read, "array<f32>"),
+            Stored::F16 => this.tag("f16").bind("scales", Access::Read, "array<u32>"),
             Stored::E8M0 => this.tag("e8m0").bind("scales", Access::Read, "array<u32>"),
             Stored::Nested => this
                 .tag("nested")
@@ -423,7 +436,7 @@ impl Builder {
                 .bind("nested_map", Access::Read, "array<f32>"),
         };
         if coding.has_mean {
-            this = this.bind("means", Access::Read, "array<f32>");
+            this = this.tag("mean").bind("means", Access::Read, "array<f32>");
         }
         if kind.table > 0 {
             this = this.tag(kind.table).bind("book", Access::Read, "array<f32>");
@@ -442,6 +455,7 @@ impl Builder {
             .flag("HIGH_FIRST", coding.packing == Packing::HighFirst)
             .constant("HIGH_SHIFT", 8u32.saturating_sub(coding.bits))
             .flag("FLAT", coding.flat)
+            .constant("STACKED", coding.stacked)
             .flag("POW2", kind.power_of_two)
             .flag("WORDS", kind.words)
             .flag("DENSE", dense.is_some())
@@ -487,6 +501,10 @@ fn scales(stored: Stored) -> &'static str {
     match stored {
         Stored::None => "fn scale_of(block: u32) -> f32 { return 1.0; }",
         Stored::F32 => "fn scale_of(block: u32) -> f32 { return scales[block]; }",
+        Stored::F16 => {
+            "fn scale_of(block: u32) -> f32 {\n    \
+             return f16_value((scales[block >> 1u] >> ((block & 1u) * 16u)) & 0xffffu);\n}"
+        }
         Stored::E8M0 => {
             "fn scale_of(block: u32) -> f32 {\n    \
              let e = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \

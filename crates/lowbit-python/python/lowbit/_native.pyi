@@ -11,12 +11,12 @@ Weight: TypeAlias = tuple[
     Sequence[int],
     int,
     Region,
-    Region,
+    tuple[Region, bool],
     Nested | None,
     Region | None,
     Region | None,
 ]
-"""Shape, block size, codes, scales, nested scales, codebook, means."""
+"""Shape, block size, codes, scales and whether they are f16, nested scales, codebook, means."""
 
 __version__: str
 
@@ -28,6 +28,17 @@ def quantize(
     block_size: int,
     codes: Region,
     scales: Region,
+) -> None: ...
+def search(
+    format: str,
+    w: Region,
+    shape: Sequence[int],
+    block_size: int,
+    importance: Region | None,
+    seed: int,
+    codes: Region,
+    scales: Region,
+    codebook: Region,
 ) -> None: ...
 def double_quantize(scales: Region, codes: Region, absmax: Region, offset: Region) -> None: ...
 def dequantize(format: str, weight: Weight, dtype: str, out: Region) -> None: ...
@@ -69,6 +80,7 @@ def optimizer_update(
     moments: Sequence[tuple[Region, Region | None]],
 ) -> None: ...
 def optimizers() -> list[dict[str, Any]]: ...
+def format_by_name(name: str) -> dict[str, Any]: ...
 def formats() -> list[dict[str, Any]]: ...
 def conformance(full: bool) -> list[tuple[str, int, list[str]]]: ...
 def instruction_set() -> str: ...
