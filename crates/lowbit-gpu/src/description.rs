@@ -19,6 +19,10 @@ pub struct Description<'a> {
     pub nested_block_size: Option<usize>,
     /// Whether the values of its codes are its own, not the format's.
     pub own_codebook: bool,
+    /// Whether its scales are f16.
+    pub half_scales: bool,
+    /// Whether it keeps the means of its blocks.
+    pub has_mean: bool,
 }
 
 impl<'a> From<&'a QTensor> for Description<'a> {
@@ -32,6 +36,8 @@ impl<'a> From<&'a QTensor> for Description<'a> {
                 _ => None,
             },
             own_codebook: q.has_own_codebook(),
+            half_scales: matches!(q.scales(), Scales::F16(_)),
+            has_mean: q.means().is_some(),
         }
     }
 }
@@ -60,8 +66,7 @@ impl Description<'_> {
     pub(crate) fn table(&self) -> usize {
         match self.format.values {
             Values::Integer(_) if !self.own_codebook => 0,
-            Values::Codebook(table) | Values::Integer(table) => table.len(),
-            Values::Stored { entries } => entries * self.format.weights_per_code,
+            _ => self.format.codebook_len(),
         }
     }
 
@@ -69,12 +74,13 @@ impl Description<'_> {
     pub(crate) fn scale_bytes(&self, g: &Geometry) -> usize {
         match (self.nested_block_size, self.format.scale) {
             (Some(_), _) | (_, ScaleKind::E8M0) => g.blocks,
+            _ if self.half_scales => 2 * g.blocks,
             _ => 4 * g.blocks,
         }
     }
 
     fn whole_row(&self, g: &Geometry) -> bool {
-        g.block_size >= g.k && matches!(self.format.layout, Layout::Rows { .. })
+        g.block_size >= g.k && self.format.in_rows()
     }
 
     /// Bits of a row of codes.
@@ -89,15 +95,20 @@ impl Description<'_> {
             bits: format.code_bits,
             per_code: format.weights_per_code,
             packing: format.packing,
-            flat: matches!(format.layout, Layout::Flat { .. }),
+            flat: !format.in_rows(),
+            stacked: match format.layout {
+                Layout::Stacked { rows } => rows as u32,
+                _ => 1,
+            },
             unit: format.unit.to_bits(),
-            has_mean: format.has_mean,
+            has_mean: self.has_mean,
         };
         let bits = format.code_bits as usize;
         // Where codes are whole fractions of a byte, one weight each, a row's bits are its weights'.
         let plain = bits <= 8
             && 8 % bits == 0
             && coding.per_code == 1
+            && coding.stacked == 1
             && !matches!(coding.packing, Packing::Radix { .. });
         let whole_row = self.whole_row(g);
         let lies = |unit: usize| {
@@ -113,6 +124,7 @@ impl Description<'_> {
             scales: match (self.nested_block_size, format.scale) {
                 (Some(_), _) => Stored::Nested,
                 (None, ScaleKind::E8M0) => Stored::E8M0,
+                (None, _) if self.half_scales => Stored::F16,
                 (None, _) => Stored::F32,
             },
             table: self.table(),

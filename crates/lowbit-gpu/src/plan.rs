@@ -16,6 +16,8 @@
 //!     block_size: 64,
 //!     nested_block_size: None,
 //!     own_codebook: false,
+//!     half_scales: false,
+//!     has_mean: false,
 //! })?;
 //! let x = planner.input("x", 2 * 64 * 4);
 //! let y = linear(&planner, &x, 2, &w, None, lowbit::DType::F32)?;

@@ -76,6 +76,7 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     };
     let ends_with_a_block = |w: &QTensor| match format.layout {
         Layout::Rows { .. } => true,
+        Layout::Stacked { .. } => false,
         Layout::Flat { .. } => {
             let bytes = w.codes().len() * w.block_size();
             // Whole blocks, and no bits left in the last byte.
@@ -89,6 +90,9 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     }
     let (scales, offsets) = stack_scales(weights)?;
     let means = weights.iter().map(|w| w.means()).collect::<Option<Vec<_>>>();
+    if means.is_none() && weights.iter().any(|w| w.means().is_some()) {
+        return None;
+    }
     let q = QTensor::from_parts(Parts {
         format,
         shape,
@@ -103,17 +107,22 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
 
 fn stack_scales(weights: &[&QTensor]) -> Option<(Scales, Option<Vec<f32>>)> {
     let mut plain = Vec::new();
+    let mut halves = Vec::new();
     let mut exponents = Vec::new();
     let mut nested: Vec<&Nested> = Vec::new();
     for w in weights {
         match w.scales() {
             Scales::F32(scales) => plain.push(&scales[..]),
+            Scales::F16(scales) => halves.push(&scales[..]),
             Scales::E8M0(scales) => exponents.push(scales),
             Scales::Nested(scales) => nested.push(scales),
         }
     }
     if plain.len() == weights.len() {
         return Some((Scales::F32(plain.concat().into()), None));
+    }
+    if halves.len() == weights.len() {
+        return Some((Scales::F16(halves.concat().into()), None));
     }
     if exponents.len() == weights.len() {
         return Some((Scales::E8M0(join(exponents.into_iter())), None));

@@ -73,7 +73,10 @@ pub(crate) struct Coding {
     pub bits: u32,
     pub per_code: usize,
     pub packing: Packing,
+    /// Blocks lie on the flattened tensor.
     pub flat: bool,
+    /// Rows that share a byte, each far from the next; 1 where none do.
+    pub stacked: u32,
     /// Bits of the f32.
     pub unit: u32,
     pub has_mean: bool,
@@ -83,6 +86,7 @@ pub(crate) struct Coding {
 pub(crate) enum Stored {
     None,
     F32,
+    F16,
     Nested,
     E8M0,
 }
@@ -246,7 +250,7 @@ impl<B: Clone> GpuWeight<B> {
             rest.push(buffer("nested_absmax", 8 * g.blocks.div_ceil(size) as u64)?);
             rest.push(buffer("nested_map", 4 * 256)?);
         }
-        if description.format.has_mean {
+        if description.has_mean {
             rest.push(buffer("means", 4 * g.blocks as u64)?);
         }
         if kind.table > 0 {
@@ -346,6 +350,7 @@ impl<B: Clone> SharedParts<B> {
         let range = blocks.clone();
         match q.scales() {
             Scales::F32(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
+            Scales::F16(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
             Scales::E8M0(scales) => rest.push(queue.upload(&scales[range])?),
             Scales::Nested(nested) => {
                 // Parts begin with a nested block.
@@ -400,6 +405,7 @@ impl Builder {
             per_code: 1,
             packing: Packing::LowFirst,
             flat: false,
+            stacked: 1,
             unit: 1f32.to_bits(),
             has_mean: false,
         };
@@ -419,6 +425,7 @@ impl Builder {
         this = match kind.scales {
             Stored::None => this,
             Stored::F32 => this.bind("scales", Access::Read, "array<f32>"),
+            Stored::F16 => this.tag("f16").bind("scales", Access::Read, "array<u32>"),
             Stored::E8M0 => this.tag("e8m0").bind("scales", Access::Read, "array<u32>"),
             Stored::Nested => this
                 .tag("nested")
@@ -427,7 +434,7 @@ impl Builder {
                 .bind("nested_map", Access::Read, "array<f32>"),
         };
         if coding.has_mean {
-            this = this.bind("means", Access::Read, "array<f32>");
+            this = this.tag("mean").bind("means", Access::Read, "array<f32>");
         }
         if kind.table > 0 {
             this = this.tag(kind.table).bind("book", Access::Read, "array<f32>");
@@ -446,6 +453,7 @@ impl Builder {
             .flag("HIGH_FIRST", coding.packing == Packing::HighFirst)
             .constant("HIGH_SHIFT", 8u32.saturating_sub(coding.bits))
             .flag("FLAT", coding.flat)
+            .constant("STACKED", coding.stacked)
             .flag("POW2", kind.power_of_two)
             .flag("WORDS", kind.words)
             .flag("DENSE", dense.is_some())
@@ -491,6 +499,10 @@ fn scales(stored: Stored) -> &'static str {
     match stored {
         Stored::None => "fn scale_of(block: u32) -> f32 { return 1.0; }",
         Stored::F32 => "fn scale_of(block: u32) -> f32 { return scales[block]; }",
+        Stored::F16 => {
+            "fn scale_of(block: u32) -> f32 {\n    \
+             return f16_value((scales[block >> 1u] >> ((block & 1u) * 16u)) & 0xffffu);\n}"
+        }
         Stored::E8M0 => {
             "fn scale_of(block: u32) -> f32 {\n    \
              let e = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \

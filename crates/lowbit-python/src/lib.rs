@@ -22,12 +22,12 @@ mod _native {
     #[pymodule_export]
     use crate::operations::{
         dequantize, double_quantize, embedding, int8_linear, int8_matmul, int8_rescale, linear,
-        linear_transposed, quantize, sparse_matmul,
+        linear_transposed, quantize, search, sparse_matmul,
     };
     #[pymodule_export]
     use crate::optimizer::{optimizer_update, optimizers};
     #[pymodule_export]
-    use crate::table::{conformance, formats, instruction_set};
+    use crate::table::{conformance, format_by_name, formats, instruction_set};
     #[pymodule_export]
     use crate::threads::{after_fork, set_threads};
     use pyo3::prelude::*;

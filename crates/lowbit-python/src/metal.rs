@@ -17,9 +17,9 @@ use crate::memory::{Size, sizes};
 use crate::to_python;
 
 /// A weight without its numbers: format, shape, block size, nested block size, and whether its
-/// codebook is its own.
+/// codebook is its own, its scales are f16, and it keeps means.
 #[derive(FromPyObject)]
-pub struct PyDescription(String, Vec<Size>, Size, Option<Size>, bool);
+pub struct PyDescription(String, Vec<Size>, Size, Option<Size>, [bool; 3]);
 
 /// [`Plan`] for Python: a dict.
 #[derive(IntoPyObject)]
@@ -111,13 +111,16 @@ impl PyDescription {
         &self,
         operation: impl FnOnce(&Planner, &Description<'_>) -> lowbit::Result<Vec<usize>>,
     ) -> PyResult<PyPlan> {
-        let PyDescription(format, shape, block_size, nested_block_size, own_codebook) = self;
+        let PyDescription(format, shape, block_size, nested_block_size, flags) = self;
+        let [own_codebook, half_scales, has_mean] = *flags;
         let description = Description {
             format: known(format)?,
             shape: &sizes(shape),
             block_size: block_size.0,
             nested_block_size: nested_block_size.map(|size| size.0),
-            own_codebook: *own_codebook,
+            own_codebook,
+            half_scales,
+            has_mean,
         };
         planned(|planner| operation(planner, &description))
     }

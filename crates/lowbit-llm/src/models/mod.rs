@@ -10,6 +10,7 @@ mod loader;
 mod mistral;
 mod qwen2;
 mod qwen3;
+pub(crate) mod stages;
 
 use std::sync::Arc;
 

@@ -11,14 +11,15 @@ Weight: TypeAlias = tuple[
     Sequence[int],
     int,
     Region,
-    Region,
+    tuple[Region, bool],
     Nested | None,
     Region | None,
     Region | None,
 ]
-"""Shape, block size, codes, scales, nested scales, codebook, means."""
-Description: TypeAlias = tuple[str, Sequence[int], int, int | None, bool]
-"""Format, shape, block size, nested block size, and whether the codebook is the weight's own."""
+"""Shape, block size, codes, scales and whether they are f16, nested scales, codebook, means."""
+Description: TypeAlias = tuple[str, Sequence[int], int, int | None, tuple[bool, bool, bool]]
+"""Format, shape, block size, nested block size, and whether the codebook is the weight's own, its
+scales are f16, and it keeps means."""
 
 class Content(TypedDict):
     """A plan's buffer: an input has a name, a constant has its content, all else is room."""
@@ -57,6 +58,17 @@ def quantize(
     block_size: int,
     codes: Region,
     scales: Region,
+) -> None: ...
+def search(
+    format: str,
+    w: Region,
+    shape: Sequence[int],
+    block_size: int,
+    importance: Region | None,
+    seed: int,
+    codes: Region,
+    scales: Region,
+    codebook: Region,
 ) -> None: ...
 def double_quantize(scales: Region, codes: Region, absmax: Region, offset: Region) -> None: ...
 def dequantize(format: str, weight: Weight, dtype: str, out: Region) -> None: ...
@@ -102,6 +114,7 @@ def plan_quantize(format: str, dtype: str, shape: Sequence[int], block_size: int
 def plan_dequantize(weight: Description, dtype: str) -> Plan: ...
 def plan_linear(weight: Description, dtype: str, m: int, bias: bool) -> Plan: ...
 def plan_linear_transposed(weight: Description, dtype: str, m: int) -> Plan: ...
+def format_by_name(name: str) -> dict[str, Any]: ...
 def formats() -> list[dict[str, Any]]: ...
 def conformance(full: bool) -> list[tuple[str, int, list[str]]]: ...
 def instruction_set() -> str: ...

@@ -31,7 +31,7 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
     entry = formats.by_name(format)
     g = entry.geometry(w.shape, block_size)
     codes = torch.empty(g.code_bytes, dtype=torch.uint8)
-    scales = torch.empty(g.blocks, dtype=torch.uint8 if entry.scales_are_bytes else torch.float32)
+    scales = torch.empty(g.blocks, dtype=entry.scale_dtype)
     _native.quantize(
         format,
         dtype,
@@ -42,6 +42,33 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
         _fresh(scales),
     )
     return codes, scales
+
+
+def search(
+    w: Tensor, format: str, block_size: int, importance: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lowbit::search`."""
+    _follow_torch()
+    device, w = w.device, w.to("cpu", torch.float32).contiguous()
+    entry = formats.by_name(format)
+    g = entry.geometry(w.shape, block_size)
+    codes = torch.empty(g.code_bytes, dtype=torch.uint8)
+    scales = torch.empty(g.blocks, dtype=entry.scale_dtype)
+    book = torch.empty(entry.codebook_len, dtype=torch.float32)
+    if importance is not None:
+        importance = importance.to("cpu", torch.float32).contiguous()
+    _native.search(
+        format,
+        _region(w, "w"),
+        w.shape,
+        g.block_size,
+        None if importance is None else _region(importance, "importance"),
+        seed,
+        _fresh(codes),
+        _fresh(scales),
+        _fresh(book),
+    )
+    return codes.to(device), scales.to(device), book.to(device)
 
 
 def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -276,6 +303,16 @@ def _floats(t: Tensor, name: str) -> _native.Region:
     return _region(t, name)
 
 
+def _scales(w: PackedWeight, nested: bool) -> tuple[_native.Region, bool]:
+    """The scales, and whether they are f16."""
+    entry = formats.by_name(w.format)
+    if nested or entry.scales_are_bytes:
+        return _bytes(w.scales, "scales"), False
+    if entry.scales_are_means and w.scales.dtype is torch.float16:
+        return _region(w.scales, "scales"), True
+    return _floats(w.scales, "scales"), False
+
+
 def _weight(w: PackedWeight) -> _native.Weight:
     nested = None
     if w.nested_absmax is not None:
@@ -289,12 +326,11 @@ def _weight(w: PackedWeight) -> _native.Weight:
             _floats(w.nested_offset, "nested_offset"),
             w.nested_block_size,
         )
-    bytes_of_scales = nested is not None or formats.by_name(w.format).scales_are_bytes
     return (
         w.shape,
         w.block_size,
         _bytes(w.codes, "codes"),
-        (_bytes if bytes_of_scales else _floats)(w.scales, "scales"),
+        _scales(w, nested is not None),
         nested,
         None if w.codebook is None else _floats(w.codebook, "codebook"),
         None if w.means is None else _floats(w.means, "means"),

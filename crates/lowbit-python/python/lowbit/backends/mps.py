@@ -224,7 +224,8 @@ def _last_is(t: Tensor, length: int, name: str) -> Tensor:
 def _description(w: PackedWeight) -> _native.Description:
     """What a plan depends on."""
     nested = w.nested_block_size if w.nested_absmax is not None else None
-    return w.format, tuple(w.shape), w.block_size, nested, w.codebook is not None
+    own = (w.codebook is not None, w.scales.dtype is torch.float16, w.means is not None)
+    return w.format, tuple(w.shape), w.block_size, nested, own
 
 
 def _parts(w: PackedWeight) -> dict[str, Tensor]:
@@ -242,7 +243,7 @@ def _parts(w: PackedWeight) -> dict[str, Tensor]:
         absmax = w.nested_absmax.flatten()
         parts["nested_absmax"] = torch.stack([absmax, w.nested_offset.reshape(1).expand(absmax.shape)], dim=1)
         parts["nested_map"] = w.nested_map
-    elif not byte_scales:
+    elif not byte_scales and w.scales.dtype is not torch.float16:
         check_f32(w.scales, "scales")
     for name, part in (("codebook", w.codebook), ("means", w.means)):
         if part is not None:
