@@ -6,6 +6,7 @@ use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::memo::Memo;
 use crate::queue::{Limits, Queue, count};
 use crate::unroll::unroll;
+use crate::weight::params;
 
 const MATRIX: &str = include_str!("kernels/gemm_matrix.wgsl");
 const MERGE: &str = include_str!("kernels/gemm_merge.wgsl");
@@ -13,25 +14,7 @@ const PUT: &str = include_str!("kernels/gemm_put.wgsl");
 const OCTET: &str = include_str!("kernels/octet.wgsl");
 const HALVES: &str = include_str!("kernels/halves.wgsl");
 
-/// Parameters of the kernels: those of a weight, then their own.
-pub(crate) const PARAMS: &[&str] = &[
-    "n",
-    "k",
-    "row_words",
-    "row_vectors",
-    "row_bytes",
-    "block_size",
-    "block_shift",
-    "blocks_per_row",
-    "nested_size",
-    "zero",
-    "down",
-    "up",
-    "m",
-    "share",
-    "row_y",
-    "first_y",
-];
+const PARAMS: &[&str] = params!("m", "share", "row_y", "first_y");
 
 /// Subgroups that leave results in workgroup memory at a time.
 const SLOTS: u32 = 4;

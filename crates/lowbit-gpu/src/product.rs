@@ -197,10 +197,10 @@ fn multiply<Q: Queue>(
 ) -> Result<()> {
     let (n, k) = w.rows_cols();
     let product = spec.product;
-    let kernel = KERNELS.get(spec, Spec::kernel);
     if let Product::Matrix { tiles, schedule } = product {
         return matrices(queue, [x, y], m, w, around, spec, (tiles, schedule));
     }
+    let kernel = KERNELS.get(spec, Spec::kernel);
     let factors = around.norm.map(|(factors, _)| factors);
     let inputs = [x].into_iter().chain(factors).chain(around.bias).chain(around.to);
     for part in w.parts() {

@@ -10,26 +10,19 @@ use crate::queue::{Queue, count};
 use crate::stack::Stack;
 use crate::{Description, Limits};
 
-/// Parameters of every kernel that reads weights.
-pub(crate) const PARAMS: &[&str] = &[
-    "n",
-    "k",
-    "row_words",
-    "row_vectors",
-    "row_bytes",
-    "block_size",
-    "block_shift",
-    "blocks_per_row",
-    "nested_size",
-    "zero",
-    "down",
-    "up",
-    "m",
-    "row_x",
-    "first_x",
-    "row_y",
-    "first_y",
-];
+/// Parameters of a kernel that reads a weight: the weight's, then its own.
+macro_rules! params {
+    ($($own:literal),*) => {
+        &[
+            "n", "k", "row_words", "row_vectors", "row_bytes", "block_size", "block_shift",
+            "blocks_per_row", "nested_size", "zero", "down", "up", $($own),*
+        ]
+    };
+}
+pub(crate) use params;
+
+/// Those of most kernels that read weights.
+pub(crate) const PARAMS: &[&str] = params!("m", "row_x", "first_x", "row_y", "first_y");
 
 const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
 const WEIGHT: &str = include_str!("kernels/weight.wgsl");

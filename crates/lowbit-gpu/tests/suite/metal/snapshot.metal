@@ -1,12 +1,12 @@
-// gemv_pairs.nf4.16.pow2.words.f32.to_f32.2x1x128x8: LOWBIT_UPDATE_SNAPSHOTS=1 cargo test writes this file anew.
+// gemv_pairs.nf4.16.pow2.words.f32.8.to_f32.2x1x128: LOWBIT_UPDATE_SNAPSHOTS=1 cargo test writes this file anew.
 // language: metal2.4
 #include <metal_stdlib>
 #include <simd/simd.h>
 
 using metal::uint;
 
-typedef uint type_3[1];
-typedef float type_4[1];
+typedef uint type_4[1];
+typedef float type_5[1];
 struct Params {
     uint n;
     uint k;
@@ -26,7 +26,7 @@ struct Params {
     uint row_y;
     uint first_y;
 };
-struct type_5 {
+struct type_6 {
     float inner[16];
 };
 typedef metal::float2 X2_;
@@ -52,10 +52,11 @@ constant bool HAS_MEAN = false;
 constant bool HAS_UNIT = false;
 constant float UNIT = 1.0;
 constant uint GROUP = 128u;
-constant uint ROWS = 2u;
-constant uint BATCH = 1u;
 constant uint REPLICAS = 8u;
 constant uint PAIRS = 2048u;
+constant uint ROWS = 2u;
+constant uint BATCH = 1u;
+constant bool IS_GATED = false;
 
 bool is_nan(
     float x
@@ -98,8 +99,8 @@ uint f16_bits(
         local = true;
     }
     bool _e55 = local;
-    uint up = static_cast<uint>(_e55);
-    uint small = (drop > 24u) ? 0u : (kept + up);
+    uint up_1 = static_cast<uint>(_e55);
+    uint small = (drop > 24u) ? 0u : (kept + up_1);
     uint finite = (magnitude >= 947912704u) ? normal : small;
     bool _e66 = is_nan(x_2);
     return sign | (_e66 ? 32256u : finite);
@@ -112,6 +113,14 @@ float f16_value(
     float normal_1 = as_type<float>((magnitude_1 >= 31744u) ? ((magnitude_1 << 13u) + 1879048192u) : ((magnitude_1 << 13u) + 939524096u));
     float value_1 = (magnitude_1 < 1024u) ? (static_cast<float>(magnitude_1) * 0.000000059604645) : normal_1;
     return as_type<float>(as_type<uint>(value_1) | ((bits & 32768u) << 16u));
+}
+
+metal::float2 silu(
+    metal::float2 x_3
+) {
+    metal::float2 large = metal::float2(88.0);
+    metal::float2 e = metal::exp(-(metal::min(metal::abs(x_3), large)));
+    return metal::select((x_3 * metal::select(e, metal::float2(1.0), x_3 >= metal::float2 {})) / (metal::float2(1.0) + e), x_3, x_3 > large);
 }
 
 uint code_shift(
@@ -142,16 +151,16 @@ uint block_of(
 }
 
 float rounded(
-    float x_3,
+    float x_4,
     constant Params& p
 ) {
     uint _e4 = p.zero;
-    return as_type<float>(as_type<uint>(x_3) ^ _e4);
+    return as_type<float>(as_type<uint>(x_4) ^ _e4);
 }
 
 float scale_of(
     uint block,
-    device type_4 const& scales
+    device type_5 const& scales
 ) {
     float _e3 = scales[block];
     return _e3;
@@ -166,7 +175,7 @@ float mean_of(
 float finish(
     float value,
     uint block_2,
-    device type_4 const& scales,
+    device type_5 const& scales,
     constant Params& p
 ) {
     float w = {};
@@ -189,8 +198,8 @@ float finish(
 
 void load_table(
     uint thread_1,
-    device type_4 const& book,
-    threadgroup type_5& table
+    device type_5 const& book,
+    threadgroup type_6& table
 ) {
     uint i_1 = {};
     i_1 = thread_1;
@@ -220,7 +229,7 @@ void load_table(
 float value_at(
     uint code,
     uint i_2,
-    threadgroup type_5& table
+    threadgroup type_6& table
 ) {
     float _e7 = table.inner[(code * PER_CODE) + i_2];
     return _e7;
@@ -252,7 +261,7 @@ metal::float4 dense4_(
 
 uint code_byte(
     uint byte,
-    device type_3 const& codes
+    device type_4 const& codes
 ) {
     uint _e5 = codes[byte >> 2u];
     return (_e5 >> ((byte & 3u) * 8u)) & 255u;
@@ -261,7 +270,7 @@ uint code_byte(
 uint code_at(
     uint byte_1,
     uint index,
-    device type_3 const& codes
+    device type_4 const& codes
 ) {
     uint digits = {};
     uint i_5 = {};
@@ -293,10 +302,10 @@ uint code_at(
         return _e20 % RADIX;
     }
     uint bit_1 = index * BITS;
-    uint first_2 = byte_1 + (bit_1 >> 3u);
+    uint first_4 = byte_1 + (bit_1 >> 3u);
     if (false) {
-        uint _e29 = code_byte(first_2, codes);
-        uint _e32 = code_byte(first_2 + 1u, codes);
+        uint _e29 = code_byte(first_4, codes);
+        uint _e32 = code_byte(first_4 + 1u, codes);
         return _e29 | (_e32 << 8u);
     }
     if (false) {
@@ -307,11 +316,11 @@ uint code_at(
     bool _e41 = local_2;
     if (_e41) {
         uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_1 & 7u)) : (bit_1 & 7u);
-        uint _e50 = code_byte(first_2, codes);
+        uint _e50 = code_byte(first_4, codes);
         return (_e50 >> within) & MASK;
     }
     uint last = byte_1 + (((bit_1 + BITS) - 1u) >> 3u);
-    i_6 = first_2;
+    i_6 = first_4;
     bool loop_init_2 = true;
     while(true) {
         if (!loop_init_2) {
@@ -329,7 +338,7 @@ uint code_at(
             uint _e67 = i_6;
             uint _e68 = code_byte(_e67, codes);
             uint _e69 = i_6;
-            window = _e66 | (_e68 << ((_e69 - first_2) * 8u));
+            window = _e66 | (_e68 << ((_e69 - first_4) * 8u));
         }
     }
     uint _e78 = window;
@@ -339,10 +348,10 @@ uint code_at(
 float weight(
     uint row_1,
     uint col_1,
-    device type_3 const& codes,
-    device type_4 const& scales,
+    device type_4 const& codes,
+    device type_5 const& scales,
     constant Params& p,
-    threadgroup type_5& table
+    threadgroup type_6& table
 ) {
     if (DENSE) {
         uint _e5 = p.k;
@@ -350,10 +359,10 @@ float weight(
         return _e8;
     }
     uint _e12 = p.row_bytes;
-    uint first_3 = false ? (row_1 * _e12) : 0u;
+    uint first_5 = false ? (row_1 * _e12) : 0u;
     uint _e19 = p.k;
     uint index_1 = col_1 + (FLAT ? (row_1 * _e19) : 0u);
-    uint _e26 = code_at(first_3, index_1 / PER_CODE, codes);
+    uint _e26 = code_at(first_5, index_1 / PER_CODE, codes);
     float _e29 = value_at(_e26, index_1 % PER_CODE, table);
     uint _e30 = block_of(row_1, col_1, p);
     float _e31 = finish(_e29, _e30, scales, p);
@@ -363,10 +372,10 @@ float weight(
 metal::float4 weights4_(
     uint row_2,
     uint col_2,
-    device type_3 const& codes,
-    device type_4 const& scales,
+    device type_4 const& codes,
+    device type_5 const& scales,
     constant Params& p,
-    threadgroup type_5& table
+    threadgroup type_6& table
 ) {
     bool local_3 = {};
     metal::float4 w_2 = {};
@@ -451,10 +460,10 @@ metal::float4 weights4_(
 metal::float4 exact4_(
     uint row_3,
     uint col_3,
-    device type_3 const& codes,
-    device type_4 const& scales,
+    device type_4 const& codes,
+    device type_5 const& scales,
     constant Params& p,
-    threadgroup type_5& table
+    threadgroup type_6& table
 ) {
     metal::float4 w_4 = {};
     uint i_9 = 0u;
@@ -522,6 +531,30 @@ metal::float4 x_high(
     return v_5[1];
 }
 
+X8_ x_eight(
+    metal::float4 a,
+    metal::float4 b
+) {
+    return X8_(a, b);
+}
+
+X8_ x_load(
+    uint i_10,
+    device type_9 const& x_5
+) {
+    X8_ _e3 = x_5[i_10];
+    return _e3;
+}
+
+void prepare(
+    uint thread_2,
+    uint lane_1,
+    uint subgroup_1,
+    uint subgroups_1
+) {
+    return;
+}
+
 metal::float2 with_bias(
     metal::float2 v_6,
     uint n
@@ -530,14 +563,83 @@ metal::float2 with_bias(
 }
 
 void y_store(
-    uint i_10,
+    uint i_11,
     metal::float2 v_7,
     bool second,
-    device type_4& y
+    device type_5& y
 ) {
-    y[i_10] = v_7.x;
+    y[i_11] = v_7.x;
     if (second) {
-        y[i_10 + 1u] = v_7.y;
+        y[i_11 + 1u] = v_7.y;
+        return;
+    } else {
+        return;
+    }
+}
+
+uint row_of(
+    uint first_1,
+    uint r,
+    constant Params& p
+) {
+    if (IS_GATED) {
+        uint _e11 = p.n;
+        return ((first_1 / 2u) + (r % 2u)) + ((r >= 2u) ? (_e11 / 2u) : 0u);
+    }
+    return first_1 + r;
+}
+
+void put(
+    uint first_2,
+    uint r_1,
+    uint b_1,
+    metal::float2 sum,
+    constant Params& p,
+    device type_5& y
+) {
+    bool local_4 = {};
+    uint row_4 = first_2 + r_1;
+    uint _e7 = p.first_x;
+    uint m = _e7 + b_1;
+    uint _e11 = p.m;
+    if (m < _e11) {
+        uint _e17 = p.n;
+        local_4 = row_4 < _e17;
+    } else {
+        local_4 = false;
+    }
+    bool _e20 = local_4;
+    if (_e20) {
+        uint _e23 = p.row_y;
+        uint _e27 = p.first_y;
+        metal::float2 _e30 = with_bias(sum, row_4);
+        uint _e35 = p.n;
+        y_store(((m * _e23) + _e27) + row_4, _e30, (row_4 + 1u) < _e35, y);
+        return;
+    } else {
+        return;
+    }
+}
+
+void put_gated(
+    uint first_3,
+    metal::float2 gate,
+    metal::float2 up,
+    constant Params& p,
+    device type_5& y
+) {
+    uint row_5 = first_3 / 2u;
+    uint _e7 = p.n;
+    if (first_3 < _e7) {
+        metal::float2 _e9 = with_bias(gate, row_5);
+        X2_ _e10 = x_pack(_e9);
+        metal::float2 _e11 = x_unpack(_e10);
+        uint _e14 = p.n;
+        metal::float2 _e18 = with_bias(up, row_5 + (_e14 / 2u));
+        X2_ _e19 = x_pack(_e18);
+        metal::float2 _e20 = x_unpack(_e19);
+        metal::float2 _e21 = silu(_e11);
+        y_store(row_5, _e21 * _e20, true, y);
         return;
     } else {
         return;
@@ -551,58 +653,26 @@ float dot8_(
     uint replica,
     threadgroup type_10& pairs
 ) {
-    float sum = {};
+    float sum_1 = {};
     metal::float2 w0_ = pairs.inner[((word & 255u) * REPLICAS) + replica];
     metal::float2 w1_ = pairs.inner[(((word >> 8u) & 255u) * REPLICAS) + replica];
     metal::float2 w2_ = pairs.inner[(((word >> 16u) & 255u) * REPLICAS) + replica];
     metal::float2 w3_ = pairs.inner[((word >> 24u) * REPLICAS) + replica];
-    sum = w0_.x * low.x;
-    float _e46 = sum;
-    sum = metal::fma(w0_.y, low.y, _e46);
-    float _e50 = sum;
-    sum = metal::fma(w1_.x, low.z, _e50);
-    float _e54 = sum;
-    sum = metal::fma(w1_.y, low.w, _e54);
-    float _e58 = sum;
-    sum = metal::fma(w2_.x, high.x, _e58);
-    float _e62 = sum;
-    sum = metal::fma(w2_.y, high.y, _e62);
-    float _e66 = sum;
-    sum = metal::fma(w3_.x, high.z, _e66);
-    float _e70 = sum;
+    sum_1 = w0_.x * low.x;
+    float _e46 = sum_1;
+    sum_1 = metal::fma(w0_.y, low.y, _e46);
+    float _e50 = sum_1;
+    sum_1 = metal::fma(w1_.x, low.z, _e50);
+    float _e54 = sum_1;
+    sum_1 = metal::fma(w1_.y, low.w, _e54);
+    float _e58 = sum_1;
+    sum_1 = metal::fma(w2_.x, high.x, _e58);
+    float _e62 = sum_1;
+    sum_1 = metal::fma(w2_.y, high.y, _e62);
+    float _e66 = sum_1;
+    sum_1 = metal::fma(w3_.x, high.z, _e66);
+    float _e70 = sum_1;
     return metal::fma(w3_.y, high.w, _e70);
-}
-
-void put(
-    uint first_1,
-    uint r,
-    uint b,
-    metal::float2 sum_1,
-    constant Params& p,
-    device type_4& y
-) {
-    bool local_4 = {};
-    uint row_4 = first_1 + r;
-    uint _e7 = p.first_x;
-    uint m = _e7 + b;
-    uint _e11 = p.m;
-    if (m < _e11) {
-        uint _e17 = p.n;
-        local_4 = row_4 < _e17;
-    } else {
-        local_4 = false;
-    }
-    bool _e20 = local_4;
-    if (_e20) {
-        uint _e23 = p.row_y;
-        uint _e27 = p.first_y;
-        metal::float2 _e30 = with_bias(sum_1, row_4);
-        uint _e35 = p.n;
-        y_store(((m * _e23) + _e27) + row_4, _e30, (row_4 + 1u) < _e35, y);
-        return;
-    } else {
-        return;
-    }
 }
 
 struct gemv_pairsInput {
@@ -615,12 +685,12 @@ struct gemv_pairsInput {
 , uint width [[threads_per_simdgroup]]
 , uint subgroup [[simdgroup_index_in_threadgroup]]
 , uint subgroups [[simdgroups_per_threadgroup]]
-, device type_3 const& codes [[buffer(0)]]
-, device type_4 const& scales [[buffer(1)]]
-, device type_4 const& book [[buffer(2)]]
+, device type_4 const& codes [[buffer(0)]]
+, device type_5 const& scales [[buffer(1)]]
+, device type_5 const& book [[buffer(2)]]
 , constant Params& p [[buffer(5)]]
-, device type_9 const& x_4 [[buffer(3)]]
-, device type_4& y [[buffer(4)]]
+, device type_9 const& x_5 [[buffer(3)]]
+, device type_5& y [[buffer(4)]]
 ) {
     threadgroup type_10 pairs;
     uint i = {};
@@ -662,13 +732,14 @@ struct gemv_pairsInput {
             pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_1, low_1) : metal::float2(low_1, high_1);
         }
     }
+    prepare(thread_, lane, subgroup, subgroups);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     first = start;
     bool loop_init_7 = true;
     while(true) {
         if (!loop_init_7) {
-            uint _e431 = first;
-            first = _e431 + step;
+            uint _e423 = first;
+            first = _e423 + step;
         }
         loop_init_7 = false;
         uint _e49 = first;
@@ -679,8 +750,9 @@ struct gemv_pairsInput {
         }
         {
             uint _e54 = first;
+            uint _e56 = row_of(_e54, 0u, p);
             uint _e59 = p.n;
-            uint row_0_ = metal::min(_e54 + 0u, _e59 - 1u);
+            uint row_0_ = metal::min(_e56, _e59 - 1u);
             uint base_0_ = row_0_ * words;
             uint _e73 = codes[base_0_ + metal::min((0u * width) + lane, words - 1u)];
             word_0_0_ = _e73;
@@ -692,8 +764,9 @@ struct gemv_pairsInput {
             word_0_3_ = _e106;
             sum_0_0_ = 0.0;
             uint _e110 = first;
+            uint _e112 = row_of(_e110, 1u, p);
             uint _e115 = p.n;
-            uint row_1_ = metal::min(_e110 + 1u, _e115 - 1u);
+            uint row_1_ = metal::min(_e112, _e115 - 1u);
             uint base_1_ = row_1_ * words;
             uint _e129 = codes[base_1_ + metal::min((0u * width) + lane, words - 1u)];
             word_1_0_ = _e129;
@@ -711,8 +784,8 @@ struct gemv_pairsInput {
             bool loop_init_8 = true;
             while(true) {
                 if (!loop_init_8) {
-                    uint _e413 = c;
-                    c = _e413 + (4u * width);
+                    uint _e405 = c;
+                    c = _e405 + (4u * width);
                 }
                 loop_init_8 = false;
                 uint _e179 = c;
@@ -777,69 +850,69 @@ struct gemv_pairsInput {
                     float _e349 = scale_of(_e348, scales);
                     uint _e350 = c;
                     float scale_1_3_ = ((_e350 + (3u * width)) < words) ? _e349 : 0.0;
-                    X8_ x_0_0_ = x_4[x_0_ + at_0_];
-                    metal::float4 _e361 = x_low(x_0_0_);
-                    metal::float4 _e362 = x_high(x_0_0_);
-                    uint _e363 = word_0_0_;
-                    float _e364 = dot8_(_e363, _e361, _e362, replica_1, pairs);
-                    float _e365 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e364, scale_0_0_, _e365);
-                    uint _e367 = word_1_0_;
-                    float _e368 = dot8_(_e367, _e361, _e362, replica_1, pairs);
-                    float _e369 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e368, scale_1_0_, _e369);
+                    X8_ _e358 = x_load(x_0_ + at_0_, x_5);
+                    metal::float4 _e359 = x_low(_e358);
+                    metal::float4 _e360 = x_high(_e358);
+                    uint _e361 = word_0_0_;
+                    float _e362 = dot8_(_e361, _e359, _e360, replica_1, pairs);
+                    float _e363 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e362, scale_0_0_, _e363);
+                    uint _e365 = word_1_0_;
+                    float _e366 = dot8_(_e365, _e359, _e360, replica_1, pairs);
+                    float _e367 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e366, scale_1_0_, _e367);
                     word_0_0_ = next_0_0_;
                     word_1_0_ = next_1_0_;
-                    X8_ x_1_0_ = x_4[x_0_ + at_1_];
-                    metal::float4 _e375 = x_low(x_1_0_);
-                    metal::float4 _e376 = x_high(x_1_0_);
-                    uint _e377 = word_0_1_;
-                    float _e378 = dot8_(_e377, _e375, _e376, replica_1, pairs);
-                    float _e379 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e378, scale_0_1_, _e379);
-                    uint _e381 = word_1_1_;
-                    float _e382 = dot8_(_e381, _e375, _e376, replica_1, pairs);
-                    float _e383 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e382, scale_1_1_, _e383);
+                    X8_ _e370 = x_load(x_0_ + at_1_, x_5);
+                    metal::float4 _e371 = x_low(_e370);
+                    metal::float4 _e372 = x_high(_e370);
+                    uint _e373 = word_0_1_;
+                    float _e374 = dot8_(_e373, _e371, _e372, replica_1, pairs);
+                    float _e375 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e374, scale_0_1_, _e375);
+                    uint _e377 = word_1_1_;
+                    float _e378 = dot8_(_e377, _e371, _e372, replica_1, pairs);
+                    float _e379 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e378, scale_1_1_, _e379);
                     word_0_1_ = next_0_1_;
                     word_1_1_ = next_1_1_;
-                    X8_ x_2_0_ = x_4[x_0_ + at_2_];
-                    metal::float4 _e389 = x_low(x_2_0_);
-                    metal::float4 _e390 = x_high(x_2_0_);
-                    uint _e391 = word_0_2_;
-                    float _e392 = dot8_(_e391, _e389, _e390, replica_1, pairs);
-                    float _e393 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e392, scale_0_2_, _e393);
-                    uint _e395 = word_1_2_;
-                    float _e396 = dot8_(_e395, _e389, _e390, replica_1, pairs);
-                    float _e397 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e396, scale_1_2_, _e397);
+                    X8_ _e382 = x_load(x_0_ + at_2_, x_5);
+                    metal::float4 _e383 = x_low(_e382);
+                    metal::float4 _e384 = x_high(_e382);
+                    uint _e385 = word_0_2_;
+                    float _e386 = dot8_(_e385, _e383, _e384, replica_1, pairs);
+                    float _e387 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e386, scale_0_2_, _e387);
+                    uint _e389 = word_1_2_;
+                    float _e390 = dot8_(_e389, _e383, _e384, replica_1, pairs);
+                    float _e391 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e390, scale_1_2_, _e391);
                     word_0_2_ = next_0_2_;
                     word_1_2_ = next_1_2_;
-                    X8_ x_3_0_ = x_4[x_0_ + at_3_];
-                    metal::float4 _e403 = x_low(x_3_0_);
-                    metal::float4 _e404 = x_high(x_3_0_);
-                    uint _e405 = word_0_3_;
-                    float _e406 = dot8_(_e405, _e403, _e404, replica_1, pairs);
-                    float _e407 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e406, scale_0_3_, _e407);
-                    uint _e409 = word_1_3_;
-                    float _e410 = dot8_(_e409, _e403, _e404, replica_1, pairs);
-                    float _e411 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e410, scale_1_3_, _e411);
+                    X8_ _e394 = x_load(x_0_ + at_3_, x_5);
+                    metal::float4 _e395 = x_low(_e394);
+                    metal::float4 _e396 = x_high(_e394);
+                    uint _e397 = word_0_3_;
+                    float _e398 = dot8_(_e397, _e395, _e396, replica_1, pairs);
+                    float _e399 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e398, scale_0_3_, _e399);
+                    uint _e401 = word_1_3_;
+                    float _e402 = dot8_(_e401, _e395, _e396, replica_1, pairs);
+                    float _e403 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e402, scale_1_3_, _e403);
                     word_0_3_ = next_0_3_;
                     word_1_3_ = next_1_3_;
                 }
             }
-            float _e417 = sum_0_0_;
-            float unnamed = metal::simd_sum(_e417);
+            float _e409 = sum_0_0_;
+            float unnamed = metal::simd_sum(_e409);
             float total_0_0_ = unnamed * UNIT;
-            float _e421 = sum_1_0_;
-            float unnamed_1 = metal::simd_sum(_e421);
+            float _e413 = sum_1_0_;
+            float unnamed_1 = metal::simd_sum(_e413);
             float total_1_0_ = unnamed_1 * UNIT;
             if (lane == 0u) {
-                uint _e427 = first;
-                put(_e427, 0u, 0u, metal::float2(total_0_0_, total_1_0_), p, y);
+                uint _e419 = first;
+                put(_e419, 0u, 0u, metal::float2(total_0_0_, total_1_0_), p, y);
             }
         }
     }

@@ -241,7 +241,8 @@ def _parts(w: PackedWeight) -> dict[str, Tensor]:
         check_f32(w.nested_map, "nested_map")
         check_f32(w.nested_offset, "nested_offset")
         absmax = w.nested_absmax.flatten()
-        parts["nested_absmax"] = torch.stack([absmax, w.nested_offset.reshape(1).expand(absmax.shape)], dim=1)
+        offset = w.nested_offset.reshape(1).expand(absmax.shape)
+        parts["nested_absmax"] = torch.stack([absmax, offset], dim=1)
         parts["nested_map"] = w.nested_map
     elif not byte_scales and w.scales.dtype is not torch.float16:
         check_f32(w.scales, "scales")
