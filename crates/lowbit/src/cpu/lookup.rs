@@ -81,17 +81,18 @@ impl Task for Products<'_> {
         let Products { groups, x, products } = self;
         let codes = groups.codes();
         for (x, products) in x.chunks(groups.length).zip(products.chunks_exact_mut(codes)) {
-            // Four vectors at a time stay in registers while the columns pass.
-            for at in (0..codes).step_by(4 * S::LANES) {
-                let mut sums = [s.splat(0.0); 4];
+            // Eight vectors at a time stay in registers while the columns pass.
+            for (at, products) in products.chunks_exact_mut(8 * S::LANES).enumerate() {
+                let mut sums = [s.splat(0.0); 8];
                 for (x, column) in x.iter().zip(groups.columns.chunks_exact(codes)) {
                     let x = s.splat(*x);
-                    for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.fma(s.load(&column[at + v * S::LANES..]), x, *sum);
+                    let column = &column[at * 8 * S::LANES..][..8 * S::LANES];
+                    for (sum, column) in sums.iter_mut().zip(column.chunks_exact(S::LANES)) {
+                        *sum = s.fma(s.load(column), x, *sum);
                     }
                 }
-                for (v, sum) in sums.into_iter().enumerate() {
-                    s.store(sum, &mut products[at + v * S::LANES..]);
+                for (sum, products) in sums.into_iter().zip(products.chunks_exact_mut(S::LANES)) {
+                    s.store(sum, products);
                 }
             }
         }
@@ -144,10 +145,12 @@ impl Tables<'_> {
 fn sum(tables: &[f32], row: &[u8]) -> f32 {
     let (tables, _) = tables.as_chunks::<256>();
     let mut sums = [0.0f32; 4];
-    let (fours, rest) = row.as_chunks::<4>();
-    for (codes, tables) in fours.iter().zip(tables.chunks_exact(4)) {
-        for i in 0..4 {
-            sums[i] += tables[i][usize::from(codes[i])];
+    let (eights, rest) = row.as_chunks::<8>();
+    for (codes, tables) in eights.iter().zip(tables.chunks_exact(8)) {
+        // One load for eight codes: loads are what this waits for.
+        let codes = u64::from_le_bytes(*codes);
+        for i in 0..8 {
+            sums[i % 4] += tables[i][(codes >> (8 * i) & 255) as usize];
         }
     }
     let done = row.len() - rest.len();
