@@ -13,6 +13,7 @@ use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("kernels/gemv_pairs.wgsl");
+const GEMV_SPANS: &str = include_str!("kernels/gemv_spans.wgsl");
 const GEMV: &str = include_str!("kernels/gemv.wgsl");
 const GEMV_PUT: &str = include_str!("kernels/gemv_put.wgsl");
 const GEMV_NORM: &str = include_str!("kernels/gemv_norm.wgsl");
@@ -109,12 +110,25 @@ pub fn linear_scheduled<Q: Queue>(
     dtype: DType,
 ) -> Result<Option<Q::Buffer>> {
     let (n, k) = w.rows_cols();
-    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
-    let Some(product) = choose::scheduled(product, schedule) else { return Ok(None) };
+    let product = choose::product([m, n, k], w.kind(), dtype, queue);
+    let product = choose::scheduled(product, schedule);
+    product.map(|product| linear_by(queue, x, m, w, product, dtype)).transpose()
+}
+
+/// [`linear`] by that kernel, without a bias.
+pub(crate) fn linear_by<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    product: Product,
+    dtype: DType,
+) -> Result<Q::Buffer> {
+    let (n, _) = w.rows_cols();
     let (output, around) = (output(dtype, m, n), Around::default());
     let y = scratch(queue, output, m * n)?;
     multiply(queue, x, m, w, &around, Spec::new(w, dtype, output, product, &around), &y)?;
-    Ok(Some(converted(queue, y, output, m * n, dtype)?))
+    converted(queue, y, output, m * n, dtype)
 }
 
 /// [`linear`], with more before and after, in one kernel where there is one.
@@ -136,9 +150,9 @@ pub fn linear_around<Q: Queue>(
         return around.to.map_or(Ok(y.clone()), |to| elementwise::add(queue, dtype, to, &y, m * n));
     }
     let output = output(dtype, m, n);
-    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
+    let product = choose::product([m, n, k], w.kind(), dtype, queue);
     if let Some((factors, eps)) = around.norm
-        && (m > 1 || !choose::can_norm(product, k, eps, dtype, queue.limits()))
+        && (m > 1 || !choose::can_norm(product, k, w.kind(), eps, dtype, queue.limits()))
     {
         let x = rms_norm(queue, dtype, x, m * k, factors, k, eps)?;
         return linear_around(queue, &x, m, w, Around { norm: None, ..around }, dtype);
@@ -168,12 +182,12 @@ pub fn gated<Q: Queue>(
     dtype: DType,
 ) -> Result<Option<Q::Buffer>> {
     let (n, k) = w.rows_cols();
-    let product = choose::gated([n, k], w.kind(), dtype, queue.limits());
+    let product = choose::gated([n, k], w.kind(), dtype, queue);
     let Some(product) = product.filter(|_| w.parts().len() == 1 && n % 4 == 0) else {
         return Ok(None);
     };
     if let Some((factors, eps)) = around.norm
-        && !choose::can_norm(product, k, eps, dtype, queue.limits())
+        && !choose::can_norm(product, k, w.kind(), eps, dtype, queue.limits())
     {
         let x = rms_norm(queue, dtype, x, k, factors, k, eps)?;
         return gated(queue, &x, w, Around { norm: None, ..around }, dtype);
@@ -207,7 +221,9 @@ fn multiply<Q: Queue>(
         let rows = part.rows.len() as u32;
         let (_, widest) = queue.limits().subgroup;
         let groups = match product {
-            Product::Gemv { rows: each, .. } | Product::GemvPairs { rows: each, .. } => {
+            Product::Gemv { rows: each, .. }
+            | Product::GemvSpans { rows: each, .. }
+            | Product::GemvPairs { rows: each, .. } => {
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
                 [rows.div_ceil(per_group).min(queue.limits().groups), 1, 1]
             }
@@ -376,7 +392,17 @@ impl Spec {
         match product {
             Product::Gemv { rows, batch } => {
                 let builder = builder("gemv").weight(&kind, true).activations("X", dtype);
-                self.gemv(read(builder, "array<X4>"), [rows, batch, 128], 4, GEMV)
+                let builder =
+                    read(builder, "array<X4>").constant("CHUNK_BITS", kind.bits().min(4) * 32);
+                self.gemv(builder, [rows, batch, 128], 4, GEMV)
+            }
+            Product::GemvSpans { rows, batch } => {
+                let builder = builder("gemv_spans").weight(&kind, false).activations("X", dtype);
+                let [bytes, weights] = kind.span.unwrap_or([1, 4]);
+                let builder = read(builder, "array<X4>")
+                    .constant("SPAN", weights)
+                    .constant("PER_BYTE", weights / bytes);
+                self.gemv(builder, [rows, batch, 128], 4, GEMV_SPANS)
             }
             Product::GemvPairs { rows, batch, group, replicas } => {
                 let builder = builder("gemv_pairs").weight(&kind, false).activations("X", dtype);
@@ -441,7 +467,11 @@ impl Spec {
             ("GATED", u32::from(self.gated)),
         ];
         let builder = if self.gated { builder.tag("gated") } else { builder };
-        let entry = if unit == 4 { "gemv" } else { "gemv_pairs" };
+        let entry = match self.product {
+            Product::GemvPairs { .. } => "gemv_pairs",
+            Product::GemvSpans { .. } => "gemv_spans",
+            _ => "gemv",
+        };
         self.output(builder)
             .tag(format!("{rows}x{batch}x{group}"))
             .constant("ROWS", rows)

@@ -3,7 +3,7 @@
 
 use lowbit::device::{CacheShape, Device, Tensor};
 
-use super::layers::{Pass, Stream, Tap};
+use super::layers::{Pass, Tap};
 use super::loader::{Loader, Source};
 use crate::Result;
 use crate::config::Config;
@@ -18,7 +18,7 @@ pub(crate) fn embed(
     let silent = &mut |_, _| {};
     let mut from = Loader::new(source, device, config.rms_norm_eps, silent);
     let shape = [config.vocab_size, config.hidden_size];
-    let table = from.tensor("model.embed_tokens.weight", &shape)?;
+    let table = from.matrix("model.embed_tokens", shape)?;
     windows.iter().map(|ids| Ok(device.embed(&table, ids)?)).collect()
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn run_layer(
             capacity,
         })?;
         let mut pass = Pass { device, rope: &config.rope, cache: &mut cache, tap: &mut tap };
-        block.forward(&mut pass, 0, Stream { x: x.clone(), term: None })?.sum(device)
+        block.forward(&mut pass, 0, x)
     };
     windows.iter().map(&mut run).collect()
 }
