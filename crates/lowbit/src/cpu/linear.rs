@@ -83,8 +83,7 @@ fn multiply(
         None
     };
     let planes = planes::prepare(isa, view, x, m, split, pool);
-    let tables =
-        if m == 1 && planes.is_none() { lookup::prepare(isa, view, x, pool) } else { None };
+    let tables = if planes.is_none() { lookup::prepare(isa, view, x, m, pool) } else { None };
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
     let products = |yt: &mut [f32]| match (&planes, &sixteen, &tables) {
         (Some(p), _, _) => {

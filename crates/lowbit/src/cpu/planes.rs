@@ -11,6 +11,7 @@ use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::groups::{Digits, Groups};
 use super::linear::Pool;
+use super::lookup::block_sums;
 use super::simd::{Simd, Task};
 use super::view::{Blocks, Codes, View};
 
@@ -100,10 +101,7 @@ pub(crate) fn prepare<'a>(
         return None;
     }
     let sums = match blocks.means {
-        Some(_) => x
-            .chunks_exact(g.k)
-            .flat_map(|row| row.chunks(g.block_size).map(|x| x.iter().sum()))
-            .collect(),
+        Some(_) => block_sums(x, g),
         None => Vec::new(),
     };
     let (bytes, n) = (view.bytes, view.n);
