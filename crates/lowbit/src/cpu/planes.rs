@@ -156,12 +156,20 @@ impl Fill<'_> {
             }
         }
         let largest = values.as_flattened().iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        // No sum of products of a digit is larger.
-        let most = f32::from_bits(s.max_magnitude_bits(self.x)) * split.max(length - split) as f32;
+        // The largest sum of products of a digit, but for its values: where one activation is far larger
+        // than the others, no bit is lost to those beside it.
+        let mut most = 0.0f32;
+        for x in self.x.chunks(length) {
+            let (low, high) = x.split_at(split.min(x.len()));
+            for x in [low, high] {
+                most = most.max(x.iter().map(|x| x.abs()).sum());
+            }
+        }
         let peak = ((HALF - 1) << (BITS * (P - 1))) as f32;
         *self.unit = most * largest / peak;
         let factor = if *self.unit > 0.0 { 1.0 / *self.unit } else { 0.0 };
-        if !most.is_finite() || !factor.is_finite() {
+        let finite = s.max_magnitude_bits(self.x) < f32::INFINITY.to_bits();
+        if !finite || !self.unit.is_finite() || !factor.is_finite() {
             *self.unit = f32::NAN;
             return;
         }
