@@ -2,8 +2,9 @@
 
 use lowbit::DType;
 
-use crate::Limits;
+use crate::product::TILE;
 use crate::weight::{Kind, TABLE};
+use crate::{Kernel, Limits};
 
 /// A kernel for a product, and how its work is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,6 +23,19 @@ pub(crate) enum Product {
 }
 
 impl Product {
+    /// Groups of threads along the rows of a weight.
+    pub fn groups(self, rows: u32, kernel: &Kernel, limits: &Limits) -> u32 {
+        let (_, widest) = limits.subgroup;
+        match self {
+            Product::Gemv { rows: each, .. } | Product::GemvPairs { rows: each, .. } => {
+                let per_group = each * (kernel.workgroup[0] / widest).max(1);
+                rows.div_ceil(per_group).min(limits.groups)
+            }
+            Product::Matrix { n, .. } => rows.div_ceil(n),
+            Product::Gemm | Product::Transposed => rows.div_ceil(TILE),
+        }
+    }
+
     /// Rows of activations that a dispatch takes, unless it takes all.
     pub fn batch(self) -> Option<usize> {
         match self {
@@ -97,6 +111,27 @@ pub(crate) fn gated(
         pairs @ Product::GemvPairs { .. } => Some(pairs),
         _ => None,
     }
+}
+
+/// Places for each expert up to which each is multiplied by itself, though its expert is then read again
+/// for each.
+const PLACES: usize = 2;
+/// Places up to which that pays however few the experts are.
+const FEW_PLACES: usize = 32;
+
+/// The kernel for so many places of `[_, K]`, each with `N` rows of one of `experts`: one for a single row
+/// of activations, or tiles.
+pub(crate) fn experts(
+    [places, n, k]: [usize; 3],
+    experts: usize,
+    kind: &Kind,
+    dtype: DType,
+    limits: &Limits,
+) -> Product {
+    if places > FEW_PLACES.max(PLACES * experts) {
+        return Product::Gemm;
+    }
+    product([1, n, k], kind, dtype, limits)
 }
 
 /// Whether a kernel for one row of activations has room to norm it first; `eps` becomes a part of its text.

@@ -8,6 +8,7 @@ mod choose;
 mod device;
 mod elementwise;
 mod embed;
+pub mod experts;
 mod gpu;
 mod kernel;
 pub mod measure;

@@ -8,18 +8,18 @@ use lowbit_gpu::GpuDevice;
 use crate::gpu;
 
 /// The same data on the processor and on a GPU.
-struct Both {
-    cpu: CpuDevice,
-    gpu: Box<dyn Device>,
-    dtype: DType,
-    rng: Rng,
+pub struct Both {
+    pub cpu: CpuDevice,
+    pub gpu: Box<dyn Device>,
+    pub dtype: DType,
+    pub rng: Rng,
 }
 
 /// A tensor of each.
-type Two = [Tensor; 2];
+pub type Two = [Tensor; 2];
 
 /// Runs a test with every type of activations, with checked accesses and without.
-fn on_both(test: impl Fn(&mut Both)) {
+pub fn on_both(test: impl Fn(&mut Both)) {
     for checked in [true, false] {
         let Some(gpu) = gpu(checked) else { return };
         for dtype in DType::ALL {
@@ -32,18 +32,18 @@ fn on_both(test: impl Fn(&mut Both)) {
 
 impl Both {
     /// What the operation gives on each.
-    fn run(&self, op: impl Fn(&dyn Device, usize) -> Result<Tensor>) -> Two {
+    pub fn run(&self, op: impl Fn(&dyn Device, usize) -> Result<Tensor>) -> Two {
         [op(&self.cpu, 0).unwrap(), op(&*self.gpu, 1).unwrap()]
     }
 
     /// Numbers as activations: rows of a table are, once they are looked up.
-    fn activations(&self, [rows, cols]: [usize; 2], numbers: &[f32]) -> Two {
+    pub fn activations(&self, [rows, cols]: [usize; 2], numbers: &[f32]) -> Two {
         let table: Weight = DenseTensor::from_f32(vec![rows, cols], numbers).unwrap().into();
         let ids: Vec<u32> = (0..rows as u32).collect();
         self.run(|d, _| d.embed(&d.upload(&table)?, &ids))
     }
 
-    fn random(&mut self, [rows, cols]: [usize; 2]) -> Two {
+    pub fn random(&mut self, [rows, cols]: [usize; 2]) -> Two {
         let numbers = self.rng.numbers(self.dtype, rows * cols).values;
         self.activations([rows, cols], &numbers)
     }
@@ -60,7 +60,7 @@ impl Both {
     }
 
     /// The two agree within `steps` roundings of the type, each relative to the number and to `scale`.
-    fn close(&self, what: &str, two: &Two, scale: f32, steps: f32) {
+    pub fn close(&self, what: &str, two: &Two, scale: f32, steps: f32) {
         let epsilon = match self.dtype {
             DType::F32 => 2e-6,
             DType::F16 => 1e-3,
@@ -75,7 +75,7 @@ impl Both {
         }
     }
 
-    fn same(&self, what: &str, two: &Two) {
+    pub fn same(&self, what: &str, two: &Two) {
         let [expected, got] = self.read(two);
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&expected), bits(&got), "{what} in {}: {expected:?}, {got:?}", self.dtype);

@@ -3,6 +3,7 @@
 mod conformance;
 mod counting;
 mod device;
+mod experts;
 mod model;
 
 use lowbit_gpu::{Adapter, Gpu};

@@ -49,7 +49,7 @@ impl QuantizeOptions {
 /// Quantizes a model directory or a safetensors file.
 ///
 /// Of a model, the weights of linear layers are quantized: matrices named `<layer>.weight` that are
-/// no embedding, norm or output head. Of a bare file, every floating-point tensor whose name ends in
+/// no embedding, norm, output head or router of experts. Of a bare file, every floating-point tensor whose name ends in
 /// `weight`. A format with a scale per row leaves what has no rows. The output is a directory or a
 /// file, as the input is.
 ///
@@ -175,6 +175,8 @@ fn skip_modules(jobs: &[Job<'_>]) -> Option<Vec<String>> {
         jobs.iter().filter(wanted).filter_map(|job| Some(module(&job.entry.name)?.into())).collect()
     };
     let mut skipped = layers(None, true);
+    // Layers like all others to whoever loads the result.
+    skipped.extend(layers(Some(Reason::Router), true));
     let is_head_quantized = !layers(Some(Reason::Head), false).is_empty();
     if skipped.is_empty() && !is_head_quantized {
         return None;

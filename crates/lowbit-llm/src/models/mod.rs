@@ -4,17 +4,21 @@
 //! and its layers differ from the shared ones of [`layers`](self). Nothing else asks which type
 //! a model is.
 
+mod experts;
 mod layers;
 mod llama;
 mod loader;
 mod mistral;
+mod mixtral;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 
 use std::sync::Arc;
 
 use lowbit::device::{CacheShape, Device, KvCache, Tensor};
 
+pub use experts::Experts;
 pub use layers::Tap;
 use layers::{Block, Linear, Norm, Pass};
 use loader::Loader;
@@ -25,8 +29,14 @@ use crate::fields::Fields;
 use crate::{Checkpoint, Error, Result};
 
 /// Every model type that can run.
-pub static MODEL_TYPES: [&ModelType; 4] =
-    [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+pub static MODEL_TYPES: [&ModelType; 6] = [
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
+];
 
 /// What is its own to a model type.
 #[derive(Debug)]
@@ -40,13 +50,25 @@ pub struct ModelType {
     block: fn(&mut Loader, &Config, usize) -> Result<Block>,
 }
 
-/// Values of fields that transformers fills in differently for each model type.
+/// Values of fields that transformers fills in differently for each model type, and fields that only some
+/// have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Defaults {
     /// `None`: as many as heads of queries.
     pub num_key_value_heads: Option<usize>,
     /// `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    pub rms_norm_eps: f32,
+    pub experts: Option<ReadExperts>,
+}
+
+/// Reads what is said about experts, given `intermediate_size` and the number of layers.
+pub(crate) type ReadExperts = fn(&Fields, usize, usize) -> Result<Experts>;
+
+impl Defaults {
+    /// Llama's.
+    pub const LLAMA: Self =
+        Defaults { num_key_value_heads: None, head_dim: None, rms_norm_eps: 1e-6, experts: None };
 }
 
 impl ModelType {
