@@ -25,7 +25,7 @@ test: setup
 	@scripts/test
 
 test-full: setup
-	@LOWBIT_TEST_FULL=1 scripts/test
+	@LOWBIT_FULL=1 scripts/test
 
 check: setup
 	@scripts/check

@@ -1,9 +1,11 @@
 //! Arguments that several commands take, and how their values are read.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lowbit::{DType, Format, formats};
+use lowbit_gpu::Schedule;
 use regex::Regex;
 
 use crate::failure::{Failure, Result};
@@ -32,10 +34,41 @@ impl Threads {
     }
 }
 
+/// A format by its name, or a variant of one by its; help and completions list the formats.
+#[derive(Debug, Clone)]
+struct FormatParser;
+
+impl FormatParser {
+    fn names() -> impl Iterator<Item = PossibleValue> {
+        formats::ALL.iter().map(|f| PossibleValue::new(f.name).help(f.about))
+    }
+}
+
+impl TypedValueParser for FormatParser {
+    type Value = &'static Format;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> std::result::Result<Self::Value, clap::Error> {
+        if let Some(format) = value.to_str().and_then(|name| formats::by_name(name).ok()) {
+            return Ok(format);
+        }
+        // Says what there is, and what was perhaps meant.
+        let listed = PossibleValuesParser::new(Self::names()).try_map(|n| formats::by_name(&n));
+        listed.parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Self::names()))
+    }
+}
+
 /// A format by its name; help and completions list them all.
 pub fn format() -> impl TypedValueParser<Value = &'static Format> {
-    let names = formats::ALL.iter().map(|f| PossibleValue::new(f.name).help(f.about));
-    PossibleValuesParser::new(names).try_map(|name| formats::by_name(&name))
+    FormatParser
 }
 
 /// `f32`, `f16` or `bf16`.
@@ -53,6 +86,21 @@ pub fn regex(text: &str) -> std::result::Result<Regex, String> {
         let reason = text.lines().last().unwrap_or_default();
         reason.trim().trim_start_matches("error: ").to_owned()
     })
+}
+
+/// Formats for tensors whose names an expression finds.
+#[derive(Debug, Clone)]
+pub struct FormatMap(pub Vec<(Regex, &'static Format)>);
+
+/// `REGEX=FORMAT,REGEX=FORMAT`.
+pub fn format_map(text: &str) -> std::result::Result<FormatMap, String> {
+    let one = |part: &str| {
+        let (pattern, name) =
+            part.rsplit_once('=').ok_or_else(|| format!("expected REGEX=FORMAT, got {part:?}"))?;
+        let format = formats::by_name(name.trim()).map_err(|error| error.to_string())?;
+        Ok((regex(pattern.trim())?, format))
+    };
+    text.split(',').map(one).collect::<std::result::Result<_, String>>().map(FormatMap)
 }
 
 /// `NxK`, both at least 1.
@@ -107,13 +155,14 @@ pub fn check_block_size(format: &Format, asked: Option<usize>) -> Result {
     let sizes = format.block_sizes();
     match asked {
         Some(_) if sizes.is_empty() => Err(Failure::usage(format!(
-            "format {} keeps one scale a row and takes no --block-size; leave it out",
+            "format {} keeps one scale a row or tensor and takes no --block-size; leave it out",
             format.name
         ))),
         Some(b) if !sizes.contains(&b) => {
             let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+            let row = if format.default_block_size().is_none() { ", or none for rows" } else { "" };
             Err(Failure::usage(format!(
-                "--block-size {b}: format {} takes {}",
+                "--block-size {b}: format {} takes {}{row}",
                 format.name,
                 sizes.join(", ")
             )))
@@ -122,11 +171,11 @@ pub fn check_block_size(format: &Format, asked: Option<usize>) -> Result {
     }
 }
 
-/// Refuses double quantization for a format whose scales are bytes already.
+/// Refuses double quantization for a format whose scales are small already.
 pub fn check_double_quant(format: &Format, asked: bool) -> Result {
     if asked && !format.can_double_quantize() {
         return Err(Failure::usage(format!(
-            "--double-quant: the scales of format {} are single bytes already; leave it out",
+            "--double-quant: the scales of format {} are small already; leave it out",
             format.name
         )));
     }
@@ -151,6 +200,31 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// `whole`, `split:PARTS` or `stream:GROUPS`.
+pub fn schedule(text: &str) -> std::result::Result<Schedule, String> {
+    let count = |count: &str| match count.parse() {
+        Ok(0) | Err(_) => {
+            Err(format!("expected a number from 1 on after the colon, got {count:?}"))
+        }
+        Ok(count) => Ok(count),
+    };
+    match text.split_once(':') {
+        None if text == "whole" => Ok(Schedule::Whole),
+        Some(("split", parts)) => count(parts).map(Schedule::Split),
+        Some(("stream", groups)) => count(groups).map(Schedule::Stream),
+        _ => Err("expected whole, split:PARTS or stream:GROUPS".into()),
+    }
+}
+
+/// What [`schedule`] reads.
+pub fn schedule_name(schedule: Schedule) -> String {
+    match schedule {
+        Schedule::Whole => "whole".into(),
+        Schedule::Split(parts) => format!("split:{parts}"),
+        Schedule::Stream(groups) => format!("stream:{groups}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +242,18 @@ mod tests {
         assert_eq!(fraction("0.9"), Ok(0.9));
         assert!(["nan", "inf", "-1", "1.5", "x"].iter().all(|bad| fraction(bad).is_err()));
         assert!(["nan", "inf", "-1", "0"].iter().all(|bad| positive(bad).is_err()));
+    }
+
+    #[test]
+    fn a_map_pairs_expressions_with_formats() {
+        let map = format_map(r"mlp\..*=sub1, attn=t158,lm_head=sub1-v16-c4096").expect("a map").0;
+        let names: Vec<_> = map.iter().map(|(regex, f)| (regex.as_str(), f.name)).collect();
+        let expected = [(r"mlp\..*", "sub1"), ("attn", "t158"), ("lm_head", "sub1-v16-c4096")];
+        assert_eq!(names, expected);
+        for (bad, words) in [("mlp", "REGEX=FORMAT"), ("a=nf5", "nf5"), ("(=nf4", "unclosed")] {
+            let error = format_map(bad).expect_err(bad);
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

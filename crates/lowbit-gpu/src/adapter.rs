@@ -126,6 +126,8 @@ impl Adapter {
             f16: has(wgpu::Features::SHADER_F16),
             subgroups: has(wgpu::Features::SUBGROUP),
             matrix: self.matrix(),
+            // Metal loads matrices from numbers of their own type.
+            vector_tiles: self.info.backend != wgpu::Backend::Metal,
             binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             threads: limits.max_compute_invocations_per_workgroup,
             workgroup_memory: limits.max_compute_workgroup_storage_size,

@@ -2,6 +2,7 @@
 
 use lowbit::DType;
 
+use crate::matrix::{Schedule, Tiles};
 use crate::product::TILE;
 use crate::weight::{Kind, TABLE};
 use crate::{Kernel, Limits};
@@ -16,8 +17,8 @@ pub(crate) enum Product {
     GemvPairs { rows: u32, batch: u32, group: u32, replicas: u32 },
     /// Tiles of 64 x 64 results.
     Gemm,
-    /// Tiles of `m` x `n` results on matrix hardware, `across` subgroups side by side.
-    Matrix { side: u32, m: u32, n: u32, across: u32 },
+    /// Tiles of results on matrix hardware.
+    Matrix { tiles: Tiles, schedule: Schedule },
     /// The same as `Gemm` for the product with the weight as it lies, not transposed.
     Transposed,
 }
@@ -31,7 +32,7 @@ impl Product {
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
                 rows.div_ceil(per_group).min(limits.groups)
             }
-            Product::Matrix { n, .. } => rows.div_ceil(n),
+            Product::Matrix { tiles, .. } => rows.div_ceil(tiles.n),
             Product::Gemm | Product::Transposed => rows.div_ceil(TILE),
         }
     }
@@ -61,16 +62,12 @@ pub(crate) fn product(
     dtype: DType,
     limits: &Limits,
 ) -> Product {
-    if let Some(side) = limits.matrix
-        && m > MOST_ROWS
-        && limits.subgroup == (32, 32)
+    if limits.subgroup == (32, 32)
         && limits.f16
         && dtype != DType::F32
-        && kind.words()
-        && k % 32 == 0
+        && let Some(product) = matrices(m, k, limits)
     {
-        let (m, n, across) = if m <= 256 { (64, 64, 2) } else { (128, 128, 2) };
-        return Product::Matrix { side, m, n, across };
+        return product;
     }
     if m > MOST_ROWS || !kind.vectors || !limits.subgroups {
         return Product::Gemm;
@@ -149,4 +146,35 @@ pub(crate) fn can_norm(
     };
     let room = limits.workgroup_memory.saturating_sub(tables + group);
     eps.is_finite() && k % 8 == 0 && k * dtype.size() <= room as usize
+}
+
+/// The kernel on matrix hardware, from as many rows of activations on as it is faster.
+fn matrices(m: usize, k: usize, limits: &Limits) -> Option<Product> {
+    let side = limits.matrix?;
+    let vectors = limits.vector_tiles;
+    // Rows of both in a tile, subgroups across, threads, terms.
+    let (tile, across, group, depth, schedule) = match m {
+        _ if !vectors && m > MOST_ROWS => ([64, 64], 2, 256, 32, Schedule::Whole),
+        _ if !vectors || m <= 8 => return None,
+        9..=16 => ([16, 64], 4, 128, 128, Schedule::Stream(132)),
+        17..=32 => ([32, 32], 2, 64, 64, Schedule::Stream(528)),
+        33..=64 => ([64, 64], 4, 256, 64, Schedule::Stream(264)),
+        65..=256 => ([64, 64], 2, 128, 64, Schedule::Whole),
+        _ => ([128, 128], 2, 256, 32, Schedule::Whole),
+    };
+    let ([m, n], cut) = (tile, schedule != Schedule::Whole);
+    let tiles = Tiles { side, m, n, across, group, depth, cut, vectors };
+    (k.is_multiple_of(depth as usize) && m % side == 0)
+        .then_some(Product::Matrix { tiles, schedule })
+}
+
+/// The kernel that [`product`] takes where that is one on matrix hardware, with another schedule.
+pub(crate) fn scheduled(product: Product, schedule: Schedule) -> Option<Product> {
+    match product {
+        Product::Matrix { tiles, .. } => {
+            let tiles = Tiles { cut: schedule != Schedule::Whole, ..tiles };
+            Some(Product::Matrix { tiles, schedule })
+        }
+        _ => None,
+    }
 }

@@ -1,19 +1,26 @@
 //! The operations of [`lowbit`] on any GPU: WGSL kernels through wgpu (Metal, Vulkan, DX12), and the
 //! same kernels as Metal text for hosts that compile their own.
 
+#[cfg(feature = "wgpu")]
 mod adapter;
 mod argmax;
 mod attention;
 mod choose;
+mod description;
 mod device;
 mod elementwise;
 mod embed;
 pub mod experts;
+#[cfg(feature = "wgpu")]
 mod gpu;
 mod kernel;
+mod matrix;
+#[cfg(feature = "wgpu")]
 pub mod measure;
 mod memo;
+pub mod msl;
 mod numbers;
+pub mod plan;
 mod prelude;
 mod product;
 mod quantize;
@@ -25,15 +32,21 @@ mod subject;
 mod unroll;
 mod weight;
 
+#[cfg(feature = "wgpu")]
 pub use adapter::{Adapter, Kind};
 pub use argmax::argmax;
 pub use attention::{Heads, Layer, attention};
+pub use description::Description;
 pub use device::GpuDevice;
 pub use elementwise::{add, columns, rows, silu_mul};
 pub use embed::{Ids, embed};
+#[cfg(feature = "wgpu")]
 pub use gpu::{Buffer, Gpu};
 pub use kernel::{Access, Binding, Kernel, Needs};
-pub use product::{Around, dequantize, gated, linear, linear_around, linear_transposed};
+pub use matrix::Schedule;
+pub use product::{
+    Around, dequantize, gated, linear, linear_around, linear_scheduled, linear_transposed,
+};
 pub use quantize::{Quantized, Quantizer, double_quantize, quantize};
 pub use queue::{Fetch, Limits, Queue};
 pub use rms_norm::rms_norm;

@@ -7,6 +7,7 @@ use lowbit::{DType, Result};
 use crate::choose::{self, Product};
 use crate::elementwise;
 use crate::kernel::{Access, Builder};
+use crate::matrix::{self, Schedule, Tiles};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::rms_norm::rms_norm;
@@ -14,7 +15,6 @@ use crate::weight::{GpuWeight, Kind, PARAMS};
 use spec::store;
 pub(crate) use spec::{Output, Spec, output};
 
-const HALVES: &str = include_str!("kernels/halves.wgsl");
 const DEQUANTIZE: &str = include_str!("kernels/dequantize.wgsl");
 const CONVERT: &str = include_str!("kernels/convert.wgsl");
 
@@ -53,6 +53,28 @@ pub fn linear<Q: Queue>(
     dtype: DType,
 ) -> Result<Q::Buffer> {
     linear_around(queue, x, m, w, Around { bias, ..Around::default() }, dtype)
+}
+
+/// [`linear`] without a bias, its work dealt as `schedule` says; `None` where it takes no matrix
+/// hardware.
+///
+/// # Errors
+/// As [`Queue::dispatch`].
+pub fn linear_scheduled<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    schedule: Schedule,
+    dtype: DType,
+) -> Result<Option<Q::Buffer>> {
+    let (n, k) = w.rows_cols();
+    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
+    let Some(product) = choose::scheduled(product, schedule) else { return Ok(None) };
+    let (output, around) = (output(dtype, m, n), Around::default());
+    let y = scratch(queue, output, m * n)?;
+    multiply(queue, x, m, w, &around, Spec::new(w, dtype, output, product, &around), &y)?;
+    Ok(Some(converted(queue, y, output, m * n, dtype)?))
 }
 
 /// [`linear`], with more before and after, in one kernel where there is one.
@@ -134,33 +156,60 @@ fn multiply<Q: Queue>(
     y: &Q::Buffer,
 ) -> Result<()> {
     let (n, k) = w.rows_cols();
-    let (dtype, product) = (spec.dtype, spec.product);
+    let product = spec.product;
+    if let Product::Matrix { tiles, schedule } = product {
+        return matrices(queue, [x, y], m, w, around, spec, (tiles, schedule));
+    }
     let kernel = spec.kernel();
-    // Matrix hardware wants half floats.
-    let halves = match product {
-        Product::Matrix { m: tile, .. } => Some(halves(queue, x, m, tile, k, dtype)?),
-        _ => None,
-    };
-    let inputs: Vec<&Q::Buffer> = match &halves {
-        Some([x, ups]) => vec![x, ups],
-        None => vec![x],
-    };
     let factors = around.norm.map(|(factors, _)| factors);
-    let inputs = inputs.into_iter().chain(factors).chain(around.bias).chain(around.to);
+    let inputs = [x].into_iter().chain(factors).chain(around.bias).chain(around.to);
     for part in w.parts() {
         let rows = part.rows.len() as u32;
-        let across = product.groups(rows, &kernel, queue.limits());
         let down = match product {
             Product::Gemv { .. } | Product::GemvPairs { .. } => 1,
-            Product::Matrix { m: tile, .. } => count("linear", m)?.div_ceil(tile),
-            Product::Gemm | Product::Transposed => count("linear", m)?.div_ceil(TILE),
+            _ => count("linear", m)?.div_ceil(TILE),
         };
+        let groups = [product.groups(rows, &kernel, queue.limits()), down, 1];
         let buffers: Vec<&Q::Buffer> = part.buffers().chain(inputs.clone()).chain([y]).collect();
         // As many rows of activations at a time as a subgroup keeps sums for.
         for first in (0..m).step_by(product.batch().unwrap_or(m)) {
             let start = part.rows.start as u32;
             let params = part.params([m as u32, k as u32, first as u32, n as u32, start]);
-            queue.dispatch(&kernel, &buffers, &params, [across, down, 1])?;
+            queue.dispatch(&kernel, &buffers, &params, groups)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the kernels for matrix hardware, which wants half floats, over all parts of a weight.
+fn matrices<Q: Queue>(
+    queue: &Q,
+    [x, y]: [&Q::Buffer; 2],
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    around: &Around<'_, Q::Buffer>,
+    spec: Spec,
+    (tiles, schedule): (Tiles, Schedule),
+) -> Result<()> {
+    let (n, k) = w.rows_cols();
+    let [x, ups] = matrix::halves(queue, x, m, tiles.m, k, spec.dtype)?;
+    let kernel = spec.kernel();
+    let output = || around.bias.into_iter().chain(around.to).chain([y]);
+    for part in w.parts() {
+        let deal = tiles.deal([m, part.rows.len(), k], schedule, queue.limits())?;
+        let partials = match tiles.cut {
+            true => Some(queue.scratch(4 * tiles.pieces(&deal))?),
+            false => None,
+        };
+        let start = part.rows.start as u32;
+        let params = part.params([m as u32, deal.share, n as u32, start]);
+        let inputs = part.buffers().chain([&x, &ups]).chain(&partials);
+        let buffers: Vec<&Q::Buffer> = inputs.chain(output()).collect();
+        queue.dispatch(&kernel, &buffers, &params, [deal.groups, 1, 1])?;
+        if let Some(partials) = partials.filter(|_| deal.share % deal.steps != 0) {
+            let merge = spec.merge(tiles);
+            let buffers: Vec<&Q::Buffer> = [&ups, &partials].into_iter().chain(output()).collect();
+            queue.dispatch(&merge, &buffers, &params, [deal.tiles, 1, 1])?;
         }
     }
     Ok(())
@@ -235,32 +284,6 @@ pub fn dequantize<Q: Queue>(
         queue.dispatch(&kernel, &buffers, &params, groups)?;
     }
     Ok(y)
-}
-
-/// Rows of x as half floats, padded to whole tiles, and the power of two of each.
-fn halves<Q: Queue>(
-    queue: &Q,
-    x: &Q::Buffer,
-    m: usize,
-    tile: u32,
-    k: usize,
-    dtype: DType,
-) -> Result<[Q::Buffer; 2]> {
-    static KERNELS: Memo<DType> = Memo::new();
-    let kernel = KERNELS.get(dtype, |dtype| {
-        Builder::new("halves")
-            .types()
-            .activations("X", *dtype)
-            .bind("x", Access::Read, "array<X2>")
-            .bind("halves_of_x", Access::ReadWrite, "array<u32>")
-            .bind("ups", Access::ReadWrite, "array<f32>")
-            .build(&["m", "k"], "halves", GROUP, HALVES)
-    });
-    let rows = m.next_multiple_of(tile as usize);
-    let out = [queue.scratch(2 * (rows * k) as u64)?, queue.scratch(4 * rows as u64)?];
-    let params = [count("linear", m)?, count("linear", k)?];
-    queue.dispatch(&kernel, &[x, &out[0], &out[1]], &params, [count("linear", rows)?, 1, 1])?;
-    Ok(out)
 }
 
 pub(crate) fn scratch<Q: Queue>(queue: &Q, output: Output, len: usize) -> Result<Q::Buffer> {

@@ -1,7 +1,7 @@
 //! Quantizing on the GPU, to the bit as the reference does it.
 
 use bytes::Bytes;
-use lowbit::format::{Encoder, Layout, Packing, ScaleKind};
+use lowbit::format::{Encoder, Layout, Packing, ScaleKind, f16_scale};
 use lowbit::{DType, Error, Format, Geometry, Parts, QTensor, Result, Scales, formats};
 
 use crate::kernel::{Access, Builder, Kernel};
@@ -24,10 +24,11 @@ pub struct Quantized<B> {
     geometry: Geometry,
     /// Packed codes.
     pub codes: B,
-    /// One f32 a block; where the format's scales are E8M0, the byte in the low bits of a u32.
+    /// One f32 a block, which [`read`](Self::read) rounds where the format stores less; where its
+    /// scales are E8M0, the byte in the low bits of a u32.
     pub scales: B,
     /// Index of the first number that is not finite, or `u32::MAX`.
-    bad: B,
+    pub bad: B,
 }
 
 /// A format's thresholds and codes on the GPU, ready to quantize any number of tensors.
@@ -167,6 +168,10 @@ impl<B: Clone> Quantized<B> {
                 let bytes = stored.chunks_exact(4).map(|word| word[0]);
                 Scales::E8M0(bytes.collect::<Vec<u8>>().into())
             }
+            ScaleKind::Absmean => {
+                let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&stored);
+                Scales::F16(scales.into_iter().map(f16_scale).collect())
+            }
             _ => Scales::F32(bytemuck::pod_collect_to_vec(&stored).into()),
         };
         QTensor::from_parts(Parts {
@@ -202,7 +207,8 @@ fn builder(name: &str, format: &Format, dtype: DType) -> Builder {
         .tag(format.name)
         .types()
         .activations("X", dtype)
-        .flag("FLAT", matches!(format.layout, Layout::Flat { .. }))
+        .flag("FLAT", !format.in_rows())
+        .flag("MEAN", format.scale == ScaleKind::Absmean)
         .flag("STEP", format.scale == ScaleKind::Step)
         .flag("E8M0", format.scale == ScaleKind::E8M0)
         .text(&format!("const PEAK = {:?}f;", format.peak))
@@ -223,12 +229,17 @@ fn encode_kernel(format: &Format, encoder: &Encoder, dtype: DType) -> Kernel {
         Packing::Radix { base, per_byte } => (u32::from(base), u32::from(per_byte)),
         _ => (1, 8 / format.code_bits),
     };
+    let stacked = match format.layout {
+        Layout::Stacked { rows } => rows as u32,
+        _ => 1,
+    };
     builder("encode", format, dtype)
         .bind("scales", Access::Read, "array<f32>")
         .bind("factors", Access::Read, "array<f32>")
         .bind("ups", Access::Read, "array<f32>")
         .bind("ranked", Access::Read, "array<u32>")
         .bind("codes", Access::ReadWrite, "array<u32>")
+        .constant("STACKED", stacked)
         .constant("BITS", format.code_bits)
         .constant("PER_BYTE", per_byte)
         .constant("RADIX", radix)

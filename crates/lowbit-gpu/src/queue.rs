@@ -81,6 +81,8 @@ pub struct Limits {
     pub subgroups: bool,
     /// Side of its cooperative matrices with f16 factors and f32 sums.
     pub matrix: Option<u32>,
+    /// Whether those can be loaded from workgroup memory that is declared as vectors.
+    pub vector_tiles: bool,
     /// Most bytes of one binding.
     pub binding: u64,
     /// Most threads of a group.

@@ -59,6 +59,11 @@ fn stack_dense(weights: &[&DenseTensor]) -> Option<DenseTensor> {
     if same { DenseTensor::new(dtype, shape, data()).ok() } else { None }
 }
 
+/// A codebook may have NaN, which equals nothing.
+fn bits(codebook: &[f32]) -> impl Iterator<Item = u32> {
+    codebook.iter().map(|v| v.to_bits())
+}
+
 fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     let (first, last) = (weights.first()?, weights.len() - 1);
     let format = first.format();
@@ -66,11 +71,12 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     let alike = |w: &QTensor| {
         std::ptr::eq(w.format(), format)
             && w.block_size() == first.block_size()
-            && w.codebook() == first.codebook()
+            && bits(w.codebook()).eq(bits(first.codebook()))
             && w.has_own_codebook() == first.has_own_codebook()
     };
     let ends_with_a_block = |w: &QTensor| match format.layout {
         Layout::Rows { .. } => true,
+        Layout::Stacked { .. } => false,
         Layout::Flat { .. } => {
             let bytes = w.codes().len() * w.block_size();
             // Whole blocks, and no bits left in the last byte.
@@ -84,6 +90,9 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
     }
     let (scales, offsets) = stack_scales(weights)?;
     let means = weights.iter().map(|w| w.means()).collect::<Option<Vec<_>>>();
+    if means.is_none() && weights.iter().any(|w| w.means().is_some()) {
+        return None;
+    }
     let q = QTensor::from_parts(Parts {
         format,
         shape,
@@ -98,17 +107,22 @@ fn stack_quantized(weights: &[&QTensor]) -> Option<Stack> {
 
 fn stack_scales(weights: &[&QTensor]) -> Option<(Scales, Option<Vec<f32>>)> {
     let mut plain = Vec::new();
+    let mut halves = Vec::new();
     let mut exponents = Vec::new();
     let mut nested: Vec<&Nested> = Vec::new();
     for w in weights {
         match w.scales() {
             Scales::F32(scales) => plain.push(&scales[..]),
+            Scales::F16(scales) => halves.push(&scales[..]),
             Scales::E8M0(scales) => exponents.push(scales),
             Scales::Nested(scales) => nested.push(scales),
         }
     }
     if plain.len() == weights.len() {
         return Some((Scales::F32(plain.concat().into()), None));
+    }
+    if halves.len() == weights.len() {
+        return Some((Scales::F16(halves.concat().into()), None));
     }
     if exponents.len() == weights.len() {
         return Some((Scales::E8M0(join(exponents.into_iter())), None));

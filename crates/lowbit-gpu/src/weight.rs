@@ -2,33 +2,27 @@
 
 use std::ops::Range;
 
-use lowbit::format::{Layout, Packing, Values};
+use lowbit::format::Packing;
 use lowbit::{DType, DenseTensor, Error, QTensor, Result, Scales, Weight};
 
 use crate::kernel::{Access, Builder};
 use crate::queue::{Queue, count};
 use crate::stack::Stack;
+use crate::{Description, Limits};
 
-/// Parameters of every kernel that reads weights.
-pub(crate) const PARAMS: &[&str] = &[
-    "n",
-    "k",
-    "row_words",
-    "row_vectors",
-    "row_bytes",
-    "block_size",
-    "block_shift",
-    "blocks_per_row",
-    "nested_size",
-    "zero",
-    "down",
-    "up",
-    "m",
-    "row_x",
-    "first_x",
-    "row_y",
-    "first_y",
-];
+/// Parameters of a kernel that reads a weight: the weight's, then its own.
+macro_rules! params {
+    ($($own:literal),*) => {
+        &[
+            "n", "k", "row_words", "row_vectors", "row_bytes", "block_size", "block_shift",
+            "blocks_per_row", "nested_size", "zero", "down", "up", $($own),*
+        ]
+    };
+}
+pub(crate) use params;
+
+/// Those of most kernels that read weights.
+pub(crate) const PARAMS: &[&str] = params!("m", "row_x", "first_x", "row_y", "first_y");
 
 const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
 const WEIGHT: &str = include_str!("kernels/weight.wgsl");
@@ -48,40 +42,44 @@ pub struct GpuWeight<B> {
 /// What the text of a kernel depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kind {
-    codes: Codes,
-    scales: Stored,
+    pub codes: Codes,
+    pub scales: Stored,
     /// Values come from a table that is bound; else a code is a signed integer.
-    table: usize,
+    pub table: usize,
     /// Blocks are a power of two, or whole rows.
-    power_of_two: bool,
+    pub power_of_two: bool,
     /// Four weights from a multiple of four lie in one word and one block, or are dense.
-    words: bool,
+    pub words: bool,
     /// A vector of 128 bits from a multiple of that lies in one row and one block.
     pub vectors: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Codes {
+pub(crate) enum Codes {
     Dense(DType),
     Format(&'static str, Coding),
 }
 
 /// The fields of a format that a kernel needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Coding {
-    bits: u32,
-    per_code: usize,
-    packing: Packing,
-    flat: bool,
+pub(crate) struct Coding {
+    pub bits: u32,
+    pub per_code: usize,
+    pub packing: Packing,
+    /// Blocks lie on the flattened tensor.
+    pub flat: bool,
+    /// Rows that share a byte, each far from the next; 1 where none do.
+    pub stacked: u32,
     /// Bits of the f32.
-    unit: u32,
-    has_mean: bool,
+    pub unit: u32,
+    pub has_mean: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stored {
+pub(crate) enum Stored {
     None,
     F32,
+    F16,
     Nested,
     E8M0,
 }
@@ -169,46 +167,10 @@ impl<B: Clone> GpuWeight<B> {
         offsets: Option<&[f32]>,
     ) -> Result<Self> {
         let (format, n, k) = (q.format(), q.rows(), q.cols());
-        let g = lowbit::Geometry::new(format, q.shape(), Some(q.block_size()))?;
-        let coding = Coding {
-            bits: format.code_bits,
-            per_code: format.weights_per_code,
-            packing: format.packing,
-            flat: matches!(format.layout, Layout::Flat { .. }),
-            unit: format.unit.to_bits(),
-            has_mean: format.has_mean,
-        };
-        let whole_row = q.block_size() >= k && !coding.flat;
-        let bits = format.code_bits as usize;
-        // Where codes are whole fractions of a byte, one weight each, a row's bits are its weights'.
-        let plain = bits <= 8
-            && 8 % bits == 0
-            && coding.per_code == 1
-            && !matches!(coding.packing, Packing::Radix { .. });
-        let row_bits = g.row_bytes.map_or(k * bits, |b| 8 * b);
-        let lies = |unit: usize| {
-            let weights = unit / bits;
-            plain
-                && k > 0
-                && row_bits % unit == 0
-                && k % weights.max(4) == 0
-                && (whole_row || q.block_size() % weights.max(4) == 0)
-        };
-        let kind = Kind {
-            codes: Codes::Format(format.name, coding),
-            scales: match q.scales() {
-                Scales::F32(_) => Stored::F32,
-                Scales::Nested(_) => Stored::Nested,
-                Scales::E8M0(_) => Stored::E8M0,
-            },
-            table: match format.values {
-                Values::Integer(_) if !q.has_own_codebook() => 0,
-                _ => q.codebook().len(),
-            },
-            power_of_two: whole_row || q.block_size().is_power_of_two(),
-            words: lies(32),
-            vectors: lies(128),
-        };
+        let description = Description::from(q);
+        let g = description.geometry()?;
+        let kind = description.kind(&g);
+        let row_bits = description.row_bits(&g);
         // A part begins with a byte and a block; flat runs may have to stay whole.
         let row_bytes = row_bits.div_ceil(8).max(1);
         let limit = queue.limits().binding;
@@ -250,28 +212,46 @@ impl<B: Clone> GpuWeight<B> {
             } else {
                 rows.start * row_bytes..rows.end * row_bytes
             };
-            let nested_size = match q.scales() {
-                Scales::Nested(nested) => nested.block_size,
-                _ => 1,
-            };
-            let layout = [
-                count("upload", rows.len())?,
-                count("upload", k)?,
-                (row_bits / 32) as u32,
-                (row_bits / 128) as u32,
-                count("upload", g.row_bytes.unwrap_or(0))?,
-                count("upload", q.block_size())?,
-                if whole_row { 31 } else { q.block_size().trailing_zeros() },
-                count("upload", k.div_ceil(q.block_size()))?,
-                count("upload", nested_size)?,
-                0,
-                down,
-                up,
-            ];
+            let layout = description.layout(&g, rows.len(), [down, up])?;
             let rest = shared.of(queue, q, offsets, from..to)?;
             parts.push(Part { rows, codes: queue.upload(&q.codes()[bytes])?, rest, layout });
         }
         Ok(GpuWeight { shape: q.shape().to_vec(), n, k, kind, parts })
+    }
+
+    /// A weight whose numbers lie in buffers already: `buffer` gives each by the name of its binding
+    /// and its length in bytes.
+    pub(crate) fn of_buffers(
+        description: &Description<'_>,
+        limits: &Limits,
+        mut buffer: impl FnMut(&'static str, u64) -> Result<B>,
+    ) -> Result<Self> {
+        let g = description.geometry()?;
+        let kind = description.kind(&g);
+        if g.code_bytes as u64 > limits.binding {
+            return Err(Error::argument(
+                "weight",
+                format!("at most {} bytes of codes", limits.binding),
+                g.code_bytes.to_string(),
+                "split the weight, or use the CPU",
+            ));
+        }
+        let bytes = description.scale_bytes(&g);
+        let codes = buffer("codes", g.code_bytes as u64)?;
+        let mut rest = vec![buffer("scales", bytes as u64)?];
+        if let Some(size) = description.nested_block_size {
+            rest.push(buffer("nested_absmax", 8 * g.blocks.div_ceil(size) as u64)?);
+            rest.push(buffer("nested_map", 4 * 256)?);
+        }
+        if description.has_mean {
+            rest.push(buffer("means", 4 * g.blocks as u64)?);
+        }
+        if kind.table > 0 {
+            rest.push(buffer("book", 4 * kind.table as u64)?);
+        }
+        let layout = description.layout(&g, g.n, powers(0.0))?;
+        let parts = vec![Part { rows: 0..g.n, codes, rest, layout }];
+        Ok(GpuWeight { shape: description.shape.to_vec(), n: g.n, k: g.k, kind, parts })
     }
 
     /// Its shape.
@@ -363,6 +343,7 @@ impl<B: Clone> SharedParts<B> {
         let range = blocks.clone();
         match q.scales() {
             Scales::F32(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
+            Scales::F16(scales) => rest.push(queue.upload(bytemuck::cast_slice(&scales[range]))?),
             Scales::E8M0(scales) => rest.push(queue.upload(&scales[range])?),
             Scales::Nested(nested) => {
                 // Parts begin with a nested block.
@@ -402,7 +383,7 @@ impl<B: Clone> Part<B> {
     }
 
     /// The parameters [`PARAMS`]: those of the weight, then the others.
-    pub fn params(&self, others: [u32; 5]) -> Vec<u32> {
+    pub fn params<const L: usize>(&self, others: [u32; L]) -> Vec<u32> {
         [&self.layout[..], &others].concat()
     }
 }
@@ -417,6 +398,7 @@ impl Builder {
             per_code: 1,
             packing: Packing::LowFirst,
             flat: false,
+            stacked: 1,
             unit: 1f32.to_bits(),
             has_mean: false,
         };
@@ -436,6 +418,7 @@ impl Builder {
         this = match kind.scales {
             Stored::None => this,
             Stored::F32 => this.bind("scales", Access::Read, "array<f32>"),
+            Stored::F16 => this.tag("f16").bind("scales", Access::Read, "array<u32>"),
             Stored::E8M0 => this.tag("e8m0").bind("scales", Access::Read, "array<u32>"),
             Stored::Nested => this
                 .tag("nested")
@@ -444,7 +427,7 @@ impl Builder {
                 .bind("nested_map", Access::Read, "array<f32>"),
         };
         if coding.has_mean {
-            this = this.bind("means", Access::Read, "array<f32>");
+            this = this.tag("mean").bind("means", Access::Read, "array<f32>");
         }
         if kind.table > 0 {
             this = this.tag(kind.table).bind("book", Access::Read, "array<f32>");
@@ -463,6 +446,7 @@ impl Builder {
             .flag("HIGH_FIRST", coding.packing == Packing::HighFirst)
             .constant("HIGH_SHIFT", 8u32.saturating_sub(coding.bits))
             .flag("FLAT", coding.flat)
+            .constant("STACKED", coding.stacked)
             .flag("POW2", kind.power_of_two)
             .flag("WORDS", kind.words)
             .flag("DENSE", dense.is_some())
@@ -508,6 +492,10 @@ fn scales(stored: Stored) -> &'static str {
     match stored {
         Stored::None => "fn scale_of(block: u32) -> f32 { return 1.0; }",
         Stored::F32 => "fn scale_of(block: u32) -> f32 { return scales[block]; }",
+        Stored::F16 => {
+            "fn scale_of(block: u32) -> f32 {\n    \
+             return f16_value((scales[block >> 1u] >> ((block & 1u) * 16u)) & 0xffffu);\n}"
+        }
         Stored::E8M0 => {
             "fn scale_of(block: u32) -> f32 {\n    \
              let e = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \

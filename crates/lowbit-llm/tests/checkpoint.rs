@@ -1,7 +1,9 @@
 //! Checkpoints: reading, converting and writing them, and what hostile ones are told.
 
 mod checkpoint {
+    mod calibrate;
     mod convert;
+    mod foreign;
     mod golden;
     mod hostile;
     mod output;

@@ -5,6 +5,7 @@
 //! strides and gradients are the business of the Python half.
 
 mod memory;
+mod metal;
 mod operations;
 mod optimizer;
 mod table;
@@ -17,14 +18,16 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
+    use crate::metal::{plan_dequantize, plan_linear, plan_linear_transposed, plan_quantize};
+    #[pymodule_export]
     use crate::operations::{
         dequantize, double_quantize, embedding, int8_linear, int8_matmul, int8_rescale, linear,
-        linear_transposed, quantize, sparse_matmul,
+        linear_transposed, quantize, search, sparse_matmul,
     };
     #[pymodule_export]
     use crate::optimizer::{optimizer_update, optimizers};
     #[pymodule_export]
-    use crate::table::{conformance, formats, instruction_set};
+    use crate::table::{conformance, format_by_name, formats, instruction_set};
     #[pymodule_export]
     use crate::threads::{after_fork, set_threads};
     use pyo3::prelude::*;

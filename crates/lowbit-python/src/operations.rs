@@ -4,6 +4,7 @@
 //! references to the tensors meanwhile. That is the argument of every `SAFETY` below.
 
 use half::{bf16, f16};
+use lowbit::quantizers::{Search, patterns};
 use lowbit::sparse::Coo;
 use lowbit::{Cpu, Element, Scales, formats};
 use pyo3::exceptions::PyValueError;
@@ -29,8 +30,8 @@ macro_rules! typed {
 }
 pub(crate) use typed;
 
-/// Quantizes `w` of that shape: writes the codes and the scales (f32, or bytes where the format's
-/// scales are bytes).
+/// Quantizes `w` of that shape: writes the codes and the scales (f32, or f16 or bytes where the format's
+/// scales are those).
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "as Python passes them")]
 pub fn quantize(
@@ -71,8 +72,54 @@ fn quantize_typed<T: Element>(
         // SAFETY: see the module.
         Scales::F32(made) => fill(unsafe { scales.write("scales", &taken)? }, &made, "scales"),
         // SAFETY: see the module.
+        Scales::F16(made) => fill(unsafe { scales.write("scales", &taken)? }, &made, "scales"),
+        // SAFETY: see the module.
         Scales::E8M0(made) => fill(unsafe { scales.write("scales", &taken)? }, &made, "scales"),
         Scales::Nested(_) => Err(PyValueError::new_err("quantize: got scales that are nested")),
+    }
+}
+
+/// Quantizes f32 `w: [N, K]` to a format whose codebook is made for each tensor: writes codes, scales and
+/// codebook. `importance: [K]` are factors of the squared error in each column.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "as Python passes them")]
+#[pyo3(signature = (format, w, shape, block_size, importance, seed, codes, scales, codebook))]
+pub fn search(
+    py: Python<'_>,
+    format: &str,
+    w: Region,
+    shape: Vec<Size>,
+    block_size: Size,
+    importance: Option<Region>,
+    seed: u64,
+    codes: Region,
+    scales: Region,
+    codebook: Region,
+) -> PyResult<()> {
+    let format = formats::by_name(format).map_err(to_python)?;
+    let (shape, search) = (sizes(&shape), Search { seed, ..Search::default() });
+    // SAFETY: see the module.
+    let w: &[f32] = unsafe { w.read("w")? };
+    // SAFETY: the same.
+    let importance: Option<&[f32]> =
+        importance.map(|h| unsafe { h.read("importance") }).transpose()?;
+    let isa = Cpu::best().isa();
+    let make =
+        || patterns::quantize(isa, format, w, &shape, Some(block_size.0), importance, &search);
+    let made = py.detach(|| threads::run(make)).map_err(to_python)?;
+    let Scales::F16(made_scales) = made.scales() else {
+        return Err(PyValueError::new_err("search: got scales that are not f16"));
+    };
+    let mut taken = vec![addresses(w), addresses(importance.unwrap_or_default())];
+    // SAFETY: see the module; the outputs are kept apart from each other, too.
+    unsafe {
+        let codes: &mut [u8] = codes.write("codes", &taken)?;
+        taken.push(addresses(codes));
+        let scales: &mut [f16] = scales.write("scales", &taken)?;
+        taken.push(addresses(scales));
+        fill(codes, made.codes(), "codes")?;
+        fill(scales, made_scales, "scales")?;
+        fill(codebook.write("codebook", &taken)?, made.codebook(), "codebook")
     }
 }
 

@@ -7,12 +7,18 @@ use lowbit::{Cpu, Format};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::threads;
+use crate::{threads, to_python};
 
 /// Every format: a dict of its fields, by the names of `lowbit.formats.Format`.
 #[pyfunction]
 pub fn formats<'py>(py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
     lowbit::formats::ALL.iter().map(|format| describe(py, format)).collect()
+}
+
+/// The format of that name, which may be a variant of one of [`formats`].
+#[pyfunction]
+pub fn format_by_name<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+    describe(py, lowbit::formats::by_name(name).map_err(to_python)?)
 }
 
 fn describe<'py>(py: Python<'py>, format: &Format) -> PyResult<Bound<'py, PyDict>> {
@@ -34,20 +40,18 @@ fn describe<'py>(py: Python<'py>, format: &Format) -> PyResult<Bound<'py, PyDict
         _ => None,
     };
     dict.set_item("radix", radix)?;
-    dict.set_item("in_rows", matches!(format.layout, Layout::Rows { .. }))?;
-    dict.set_item(
-        "row_padding",
-        match format.layout {
-            Layout::Rows { pad, .. } => pad,
-            Layout::Flat { .. } => 1,
-        },
-    )?;
+    dict.set_item("in_rows", format.in_rows())?;
+    let (padding, stacked) = match format.layout {
+        Layout::Rows { pad, .. } => (pad, 1),
+        Layout::Flat { .. } => (1, 1),
+        Layout::Stacked { rows } => (1, rows),
+    };
+    dict.set_item("row_padding", padding)?;
+    dict.set_item("stacked_rows", stacked)?;
     dict.set_item("block_sizes", format.block_sizes())?;
-    // A whole-row format has no block size before it has a row.
-    let default =
-        if format.block_sizes().is_empty() { None } else { format.block_size(None, 1).ok() };
-    dict.set_item("default_block_size", default)?;
+    dict.set_item("default_block_size", format.default_block_size())?;
     dict.set_item("scales_are_bytes", format.scale == ScaleKind::E8M0)?;
+    dict.set_item("scales_are_means", format.scale == ScaleKind::Absmean)?;
     dict.set_item("scale_is_step", format.scale == ScaleKind::Step)?;
     dict.set_item("can_double_quantize", format.can_double_quantize())?;
     dict.set_item("peak", format.peak)?;
@@ -55,6 +59,7 @@ fn describe<'py>(py: Python<'py>, format: &Format) -> PyResult<Bound<'py, PyDict
     dict.set_item("has_mean", format.has_mean)?;
     dict.set_item("codes_are_integers", matches!(format.values, Values::Integer(_)))?;
     dict.set_item("codebook", format.codebook())?;
+    dict.set_item("codebook_is_signs", matches!(format.values, Values::Patterns { .. }))?;
     let encoder = format.encoder.map(|e| (e.ups.to_vec(), e.codes.to_vec(), e.sign_bit));
     dict.set_item("encoder", encoder)?;
     dict.set_item(
@@ -62,6 +67,8 @@ fn describe<'py>(py: Python<'py>, format: &Format) -> PyResult<Bound<'py, PyDict
         match format.keys {
             Keys::QuantState { library } => Some(library),
             Keys::RowStats => None,
+            // As transformers calls what has such keys.
+            Keys::TensorScale => Some("bitnet"),
         },
     )?;
     Ok(dict)

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use half::f16;
 use lowbit::format::ScaleKind;
 use lowbit::{Format, Geometry, Nested, Parts, QTensor, Scales};
 use pyo3::exceptions::PyValueError;
@@ -22,11 +23,15 @@ pub struct PyWeight(
     Vec<Size>,
     Size,
     Region,
-    Region,
+    PyScales,
     Option<PyNested>,
     Option<Region>,
     Option<Region>,
 );
+
+/// Scales, and whether they are f16.
+#[derive(FromPyObject)]
+struct PyScales(Region, bool);
 
 /// Of scales that are quantized themselves: their absmax, map and offset, and the block size.
 #[derive(FromPyObject)]
@@ -42,6 +47,7 @@ impl PyWeight {
     /// The tensor is dropped before Python frees or writes any part.
     pub unsafe fn borrow(self, format: &'static Format) -> PyResult<(QTensor, [Range<usize>; 2])> {
         let PyWeight(shape, Size(block_size), codes, scales, nested, codebook, means) = self;
+        let PyScales(scales, halves) = scales;
         let shape = sizes(&shape);
         // SAFETY: the caller promises that the tensor, and so the slices in it, are dropped in time.
         let codes: &'static [u8] = unsafe { codes.read("codes")? };
@@ -50,7 +56,12 @@ impl PyWeight {
         let spare = codes.len().saturating_sub(geometry.code_bytes);
         let codes = if spare < WIDEST { &codes[..codes.len() - spare] } else { codes };
         let read = match (&nested, format.scale) {
-            (None, ScaleKind::Absmax | ScaleKind::Step) => {
+            (None, ScaleKind::Absmean) if halves => {
+                // SAFETY: the same.
+                let scales: &'static [f16] = unsafe { scales.read("scales")? };
+                (Scales::F16(scales.into()), addresses(scales))
+            }
+            (None, ScaleKind::Absmax | ScaleKind::Step | ScaleKind::Absmean) => {
                 // SAFETY: the same.
                 let scales: &'static [f32] = unsafe { scales.read("scales")? };
                 (Scales::F32(scales.into()), addresses(scales))

@@ -20,11 +20,15 @@ def weight(quant_type, n=8, k=64, double_quant=False):
 @pytest.mark.parametrize("quant_type", FORMATS)
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_opcheck(quant_type, double_quant):
-    w = weight(quant_type, double_quant=double_quant)
-    x, dy = torch.randn(3, 64, requires_grad=True), torch.randn(3, 8, requires_grad=True)
-    bias = torch.randn(8, requires_grad=True)
-    block_size = formats.by_name(quant_type).block_size(None, 64)
-    torch.library.opcheck(ops.quantize, (torch.rand(8, 64), quant_type, block_size))
+    w = weight(quant_type, 64, double_quant=double_quant)
+    x, dy = torch.randn(3, 64, requires_grad=True), torch.randn(3, 64, requires_grad=True)
+    bias = torch.randn(64, requires_grad=True)
+    entry = formats.by_name(quant_type)
+    size = entry.geometry((64, 64)).block_size
+    if entry.encoder is None:
+        torch.library.opcheck(ops.search, (torch.randn(64, 64), quant_type, size, None, 0))
+    else:
+        torch.library.opcheck(ops.quantize, (torch.rand(64, 64), quant_type, size))
     torch.library.opcheck(ops.dequantize, (torch.bfloat16, *w))
     torch.library.opcheck(ops.linear, (x, bias, *w))
     torch.library.opcheck(ops.linear, (x.detach().bfloat16(), None, *w))

@@ -45,7 +45,11 @@ def train(model, steps=8):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("name", [f.name for f in lowbit.formats.ALL.values()])
+@pytest.mark.parametrize(
+    # A small model's layers are smaller than a large codebook.
+    "name",
+    [f.name if f.codebook else f"{f.name}-v10-c16" for f in lowbit.formats.ALL.values()],
+)
 def test_every_format_loads_saves_and_reloads(name, nested, tmp_path):
     entry = lowbit.formats.by_name(name)
     if nested and not (entry.can_double_quantize and entry.library):

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use half::{bf16, f16};
 
 use crate::cpu::reference;
-use crate::format::{ScaleKind, Values};
+use crate::format::{Layout, ScaleKind, Values};
 use crate::tensor::Geometry;
 use crate::{Cpu, DType, Element, Format, Parts, QTensor, Result, Scales, formats, pack};
 
@@ -121,11 +121,12 @@ pub fn run(subject: &dyn Subject, size: Size) -> Report {
 
 /// Runs one format, which need not be in the table.
 pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, report: &mut Report) {
-    let sizes = match format.block_sizes() {
-        sizes if sizes.is_empty() => vec![None],
-        sizes => sizes.into_iter().map(Some).collect(),
-    };
-    let mut rng = Rng(format.name.bytes().fold(1, |seed, b| seed * 31 + u64::from(b)));
+    let mut sizes: Vec<Option<usize>> = format.block_sizes().into_iter().map(Some).collect();
+    if format.default_block_size().is_none() {
+        sizes.insert(0, None);
+    }
+    let seed = |seed: u64, b: u8| seed.wrapping_mul(31).wrapping_add(b.into());
+    let mut rng = Rng(format.name.bytes().fold(1, seed));
     let (sizes, shapes) = match size {
         Size::Quick => (&sizes[..1], &SHAPES[..2]),
         Size::Pairs | Size::Full => (&sizes[..], &SHAPES[..]),
@@ -137,21 +138,37 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
         _ => (0..sizes.len()).flat_map(|i| (0..shapes.len()).map(move |j| (i, j))).collect(),
     };
     for (i, j) in pairs {
-        let (block_size, (n, k)) = (sizes[i], shapes[j]);
+        let (block_size, (n, k)) = (sizes[i], fitting(format, shapes[j]));
         let dtype = DType::ALL[(i + j) % 3];
         let m = ROWS[(i + j) % ROWS.len()];
         let mut case = Case { subject, format, n, k, block_size, report };
         case.quantize(&mut rng, dtype);
         case.products(&mut rng, dtype, m);
     }
+    if size != Size::Quick {
+        // So many rows that kernels take larger tiles.
+        for (dtype, m) in [(DType::F16, 30), (DType::BF16, 67), (DType::BF16, 300)] {
+            let mut case = Case { subject, format, n: 37, k: 512, block_size: sizes[0], report };
+            case.products(&mut rng, dtype, m);
+        }
+    }
     if size == Size::Full {
         // Every type with every number of rows, on whole blocks and on rows that cross them.
         for (dtype, m) in DType::ALL.iter().flat_map(|d| ROWS.map(|m| (*d, m))) {
-            for (n, k) in [(37, 512), (33, 96)] {
+            for shape in [(37, 512), (33, 96)] {
+                let (n, k) = fitting(format, shape);
                 let mut case = Case { subject, format, n, k, block_size: sizes[0], report };
                 case.products(&mut rng, dtype, m);
             }
         }
+    }
+}
+
+/// The shape, with as many more rows as a layout needs that packs several.
+fn fitting(format: &Format, (n, k): (usize, usize)) -> (usize, usize) {
+    match format.layout {
+        Layout::Stacked { rows } => (n.next_multiple_of(rows), k),
+        _ => (n, k),
     }
 }
 
@@ -270,6 +287,11 @@ impl Case<'_> {
                 ) {
                     tensors.extend(q.clone().with_scales(Scales::Nested(nested)));
                 }
+                // What a file may have instead of a format's usual parts.
+                if self.format.scale == ScaleKind::Absmean {
+                    tensors.extend(q.clone().with_scales(Scales::F32(q.scales().to_f32().into())));
+                }
+                tensors.extend(q.without_means());
                 tensors.push(q);
             }
             Err(error) => self.check("from_parts", Err(error.to_string())),
@@ -429,6 +451,10 @@ impl Rng {
             Values::Stored { entries } => {
                 Some((0..entries * format.weights_per_code).map(|_| self.normal()).collect())
             }
+            Values::Patterns { .. } => {
+                let sign = |rng: &mut Self| [-1.0, 0.0, 1.0][rng.below(3)];
+                Some((0..format.codebook_len()).map(|_| sign(self)).collect())
+            }
             _ => None,
         };
         let finite: Vec<usize> = match format.codebook() {
@@ -456,9 +482,13 @@ impl Rng {
             ScaleKind::E8M0 => {
                 Scales::E8M0((0..g.blocks).map(|_| 120 + self.below(10) as u8).collect())
             }
+            ScaleKind::Absmean => {
+                Scales::F16((0..g.blocks).map(|_| f16::from_f32(scale(self))).collect())
+            }
             _ => Scales::F32((0..g.blocks).map(|_| scale(self)).collect()),
         };
-        let means = format.has_mean.then(|| (0..g.blocks).map(|_| self.normal()).collect());
+        let mean = |rng: &mut Self| rounded(DType::F16, rng.normal());
+        let means = format.has_mean.then(|| (0..g.blocks).map(|_| mean(self)).collect());
         QTensor::from_parts(Parts {
             format,
             shape: shape.to_vec(),

@@ -11,7 +11,8 @@
 //!
 //! in f32, in this order, and written by the inverse: `x = weight * (peak / absmax[block])` (or, where
 //! the scale is a power of two, the exact quotient), then the code that the format's [`Encoder`]
-//! gives to `x`.
+//! gives to `x`. Where the scale is a mean magnitude, that stands in the place of absmax. Codes of a
+//! codebook that is stored with each tensor are found by a search: see [`crate::quantizers`].
 
 use crate::{Error, Result};
 
@@ -38,12 +39,15 @@ pub struct Format {
     pub peak: f32,
     /// Constant factor of every weight: `1/127` where codes are integers, else 1.
     pub unit: f32,
-    /// Whether a second tensor, the mean of each block, is added after scaling.
+    /// Whether a tensor may keep a second number a block, its mean, which is added after scaling.
     pub has_mean: bool,
     /// How a scaled weight becomes a code; absent for formats whose codes only a search can find.
     pub encoder: Option<&'static Encoder>,
     /// The keys under which a checkpoint stores it.
     pub keys: Keys,
+    /// The same format with other numbers of weights in a code and of codes; see
+    /// [`with_codebook`](Self::with_codebook).
+    pub variant: Option<fn(usize, usize) -> Result<&'static Format>>,
 }
 
 /// What the codes of a format stand for.
@@ -55,6 +59,11 @@ pub enum Values {
     Integer(&'static [f32]),
     /// A table of `entries * weights_per_code` values that is stored with each tensor.
     Stored {
+        /// Number of codes.
+        entries: usize,
+    },
+    /// The same, of values that are all -1, 0 or 1: stored as two planes of bits.
+    Patterns {
         /// Number of codes.
         entries: usize,
     },
@@ -96,6 +105,12 @@ pub enum Layout {
         /// Rows are padded with the code of zero to a multiple of this.
         pad: usize,
     },
+    /// Over the whole tensor `[N, K]`, one block: row `r` shares its bytes with the rows
+    /// `r + N / rows`, `r + 2 N / rows`, .. so that the bytes are `[N / rows, K]`.
+    Stacked {
+        /// Rows in a byte, the first in its low bits.
+        rows: usize,
+    },
 }
 
 /// Length of a block in a row layout.
@@ -107,6 +122,8 @@ pub enum RowBlock {
     Fixed(usize),
     /// One of these, the first where none is asked for.
     OneOf(&'static [usize]),
+    /// One block a row, or where one of these is asked for, so many weights.
+    WholeOr(&'static [usize]),
 }
 
 /// What is stored per block.
@@ -119,6 +136,8 @@ pub enum ScaleKind {
     /// One byte `e` for the power of two `s = 2^(e - 127)` with `peak <= absmax / s < 2 peak`
     /// (OCP Microscaling v1.0, 6.3); 255 is NaN.
     E8M0,
+    /// f16, or where a file has it so f32: the mean magnitude of the block, as [`absmean`] sums it.
+    Absmean,
 }
 
 /// The keys under which a checkpoint stores a tensor `<name>` of a format.
@@ -131,6 +150,8 @@ pub enum Keys {
     },
     /// `<layer>.weight`, `<layer>.SCB`, `<layer>.weight_format`.
     RowStats,
+    /// `<layer>.weight`, `<layer>.weight_scale`: one scale of the whole tensor (mlx-lm's BitLinear).
+    TensorScale,
 }
 
 impl Format {
@@ -138,11 +159,69 @@ impl Format {
     pub fn codebook(&self) -> Option<&'static [f32]> {
         match self.values {
             Values::Codebook(table) | Values::Integer(table) => Some(table),
-            Values::Stored { .. } => None,
+            Values::Stored { .. } | Values::Patterns { .. } => None,
         }
     }
 
-    /// The block size to use for rows of `k` weights, given what the caller asks for.
+    /// Numbers in a codebook, whoever holds it: `entries * weights_per_code`.
+    pub fn codebook_len(&self) -> usize {
+        match self.values {
+            Values::Codebook(table) | Values::Integer(table) => table.len(),
+            Values::Stored { entries } | Values::Patterns { entries } => {
+                entries * self.weights_per_code
+            }
+        }
+    }
+
+    /// Bytes of a codebook that is stored with a tensor.
+    pub fn codebook_bytes(&self) -> usize {
+        match self.values {
+            Values::Patterns { entries } => entries * 2 * self.weights_per_code.div_ceil(8),
+            _ => 4 * self.codebook_len(),
+        }
+    }
+
+    /// The same format with so many weights in a code and so many codes.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the format has no such variant.
+    pub fn with_codebook(
+        &self,
+        weights_per_code: usize,
+        entries: usize,
+    ) -> Result<&'static Format> {
+        match self.variant {
+            Some(variant) => variant(weights_per_code, entries),
+            None => Err(Error::argument(
+                "codebook",
+                "a format whose codebook can have other sizes",
+                self.name,
+                "leave the sizes out, or choose such a format",
+            )),
+        }
+    }
+
+    /// The variant whose codes take so many bits for each weight: 0.9, 0.8, 0.75, 0.7, ..
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is none.
+    pub fn with_bits(&self, bits: f64) -> Result<&'static Format> {
+        const LENGTHS: [usize; 2] = [10, 16];
+        let whole = |v: &usize| (bits * *v as f64 - (bits * *v as f64).round()).abs() < 1e-6;
+        let length = LENGTHS.into_iter().find(whole).filter(|_| (0.0..=2.0).contains(&bits));
+        match length {
+            Some(v) => self.with_codebook(v, 1 << (bits * v as f64).round() as u32),
+            None => Err(Error::argument(
+                "bits",
+                format!("a number of sixteenths or tenths of a bit for {}", self.name),
+                bits.to_string(),
+                "ask for 0.9, 0.8, 0.75 or 0.7, or give the sizes of the codebook",
+            )),
+        }
+    }
+
+    /// The block size to use for rows of `k` weights, given what the caller asks for; where one block
+    /// is the whole tensor, `k` is all of it.
     ///
     /// A whole-row format answers `k` (at least 1).
     ///
@@ -166,6 +245,16 @@ impl Format {
                 Some(b) if b != k.max(1) => refuse("the whole row".into(), b),
                 _ => Ok(k.max(1)),
             },
+            Layout::Stacked { .. } => match asked {
+                Some(b) if b != k.max(1) => refuse("the whole tensor".into(), b),
+                _ => Ok(k.max(1)),
+            },
+            Layout::Rows { block: RowBlock::WholeOr(sizes), .. } => match asked {
+                Some(b) if b != k.max(1) && !sizes.contains(&b) => {
+                    refuse(format!("the whole row or one of {sizes:?}"), b)
+                }
+                _ => Ok(asked.unwrap_or(k.max(1))),
+            },
             Layout::Rows { block: RowBlock::Fixed(size), .. } => match asked {
                 Some(b) if b != size => refuse(size.to_string(), b),
                 _ => Ok(size),
@@ -177,22 +266,79 @@ impl Format {
         }
     }
 
-    /// The block sizes that [`block_size`](Self::block_size) takes; empty for a whole-row format.
+    /// The block size where none is asked for; `None` where that is a whole row or the whole tensor.
+    pub fn default_block_size(&self) -> Option<usize> {
+        match self.layout {
+            Layout::Flat { default, .. } => Some(default),
+            Layout::Rows { block: RowBlock::Fixed(b), .. } => Some(b),
+            Layout::Rows { block: RowBlock::OneOf(sizes), .. } => sizes.first().copied(),
+            Layout::Rows { block: RowBlock::Whole | RowBlock::WholeOr(_), .. } => None,
+            Layout::Stacked { .. } => None,
+        }
+    }
+
+    /// The block sizes that [`block_size`](Self::block_size) takes besides whole rows, or the whole
+    /// tensor.
     pub fn block_sizes(&self) -> Vec<usize> {
         match self.layout {
             Layout::Flat { min, max, .. } => std::iter::successors(Some(min), |b| Some(b * 2))
                 .take_while(|b| *b <= max)
                 .collect(),
-            Layout::Rows { block: RowBlock::Whole, .. } => Vec::new(),
+            Layout::Rows { block: RowBlock::Whole, .. } | Layout::Stacked { .. } => Vec::new(),
             Layout::Rows { block: RowBlock::Fixed(b), .. } => vec![b],
-            Layout::Rows { block: RowBlock::OneOf(sizes), .. } => sizes.to_vec(),
+            Layout::Rows { block: RowBlock::OneOf(sizes) | RowBlock::WholeOr(sizes), .. } => {
+                sizes.to_vec()
+            }
         }
+    }
+
+    /// Whether a block is never the whole tensor, nor crosses rows.
+    pub fn in_rows(&self) -> bool {
+        matches!(self.layout, Layout::Rows { .. })
+    }
+
+    /// Whether it takes matrices `[N, K]` only.
+    pub fn needs_rows(&self) -> bool {
+        !matches!(self.layout, Layout::Flat { .. })
     }
 
     /// Whether the scales are f32, and so may be quantized a second time.
     pub fn can_double_quantize(&self) -> bool {
         matches!(self.scale, ScaleKind::Absmax | ScaleKind::Step)
     }
+}
+
+/// Sums that [`absmean`] keeps side by side.
+const LANES: usize = 32;
+
+/// The mean magnitude of a block, in f32 and in an order that vectors and GPUs share, so that all
+/// give the same bits: 32 sums, each of every 32nd weight, then halves added to halves. 0 of nothing;
+/// a sum past f32's largest number is that number.
+#[inline(always)]
+pub fn absmean(block: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let mut groups = block.chunks_exact(LANES);
+    for group in &mut groups {
+        for (sum, w) in sums.iter_mut().zip(group) {
+            *sum += w.abs();
+        }
+    }
+    for (sum, w) in sums.iter_mut().zip(groups.remainder()) {
+        *sum += w.abs();
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    if block.is_empty() { 0.0 } else { sums[0].min(f32::MAX) / block.len() as f32 }
+}
+
+/// A scale as f16 stores it: the nearest, and at most the largest.
+pub fn f16_scale(scale: f32) -> half::f16 {
+    half::f16::from_f32(scale.min(half::f16::MAX.to_f32()))
 }
 
 /// How a scaled weight becomes a code: by counting thresholds.

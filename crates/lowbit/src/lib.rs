@@ -28,6 +28,7 @@ pub mod format;
 pub mod formats;
 pub mod optim;
 pub mod pack;
+pub mod quantizers;
 pub mod sparse;
 mod tensor;
 

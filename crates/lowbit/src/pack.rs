@@ -61,6 +61,35 @@ pub fn set(packing: Packing, bits: u32, bytes: &mut [u8], index: usize, code: us
     }
 }
 
+/// A codebook of values -1, 0 and 1, `length` of them an entry, as planes of bits: for each entry
+/// bytes whose bit `i` says that value `i` is positive, then as many that say it is not zero.
+pub fn pack_patterns(book: &[f32], length: usize) -> Vec<u8> {
+    let plane = |entry: &[f32], bit: fn(f32) -> bool| -> Vec<u8> {
+        let byte = |part: &[f32]| part.iter().rev().fold(0, |b, v| b << 1 | u8::from(bit(*v)));
+        entry.chunks(8).map(byte).collect()
+    };
+    let entries = book.chunks(length.max(1));
+    entries.flat_map(|e| [plane(e, |v| v > 0.0), plane(e, |v| v != 0.0)].concat()).collect()
+}
+
+/// The inverse of [`pack_patterns`].
+pub fn unpack_patterns(bytes: &[u8], length: usize) -> Vec<f32> {
+    let plane = length.div_ceil(8).max(1);
+    let bit = |bytes: &[u8], i: usize| bytes[i / 8] >> (i % 8) & 1 == 1;
+    let value = |entry: &[u8], i: usize| match (bit(entry, i), bit(&entry[plane..], i)) {
+        (_, false) => 0.0,
+        (positive, true) => {
+            if positive {
+                1.0
+            } else {
+                -1.0
+            }
+        }
+    };
+    let entries = bytes.chunks_exact(2 * plane);
+    entries.flat_map(|entry| (0..length).map(move |i| value(entry, i))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +117,19 @@ mod tests {
             for (i, r) in raw.iter().enumerate() {
                 prop_assert_eq!(get(packing, bits, &bytes, i), usize::from(*r) % codes);
             }
+        }
+    }
+
+    #[test]
+    fn patterns_come_back_from_their_planes() {
+        let book = [
+            -1.0, 0.0, 1.0, 1.0, 0.0, 0.0, -1.0, 1.0, 1.0, -1.0, 0.0, 1.0, 1.0, -1.0, 0.0, 0.0,
+            1.0, 1.0,
+        ];
+        let packed = pack_patterns(&book[..9], 9);
+        assert_eq!(packed, [0b1000_1100, 1, 0b1100_1101, 1]);
+        for length in [9, 6, 3] {
+            assert_eq!(unpack_patterns(&pack_patterns(&book, length), length), book);
         }
     }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use half::f16;
 
 use crate::format::{Layout, ScaleKind, Values};
 use crate::formats::SIGNED_MAP;
@@ -36,6 +37,8 @@ pub enum Scales {
     Nested(Nested),
     /// Exponents of powers of two, biased by 127; 255 is NaN.
     E8M0(Bytes),
+    /// Half floats. Means of such a tensor are half floats as well.
+    F16(Cow<'static, [f16]>),
 }
 
 /// Double quantized scales: `scale[i] = map[codes[i]] * absmax[i / block_size] + offset`.
@@ -73,6 +76,7 @@ impl Scales {
             Scales::F32(s) => s.len(),
             Scales::Nested(n) => n.codes.len(),
             Scales::E8M0(e) => e.len(),
+            Scales::F16(s) => s.len(),
         }
     }
 
@@ -88,6 +92,7 @@ impl Scales {
             Scales::F32(s) => s[i],
             Scales::Nested(n) => n.get(i),
             Scales::E8M0(e) => e8m0_to_f32(e[i]),
+            Scales::F16(s) => s[i].to_f32(),
         }
     }
 
@@ -102,6 +107,17 @@ impl Scales {
             Scales::F32(s) => 4 * s.len(),
             Scales::Nested(n) => n.codes.len() + 4 * n.absmax.len() + 4,
             Scales::E8M0(e) => e.len(),
+            Scales::F16(s) => 2 * s.len(),
+        }
+    }
+
+    /// What a person would call them.
+    fn kind(&self) -> &'static str {
+        match self {
+            Scales::F32(_) => "f32",
+            Scales::Nested(_) => "nested",
+            Scales::E8M0(_) => "E8M0",
+            Scales::F16(_) => "f16",
         }
     }
 }
@@ -157,16 +173,25 @@ impl QTensor {
         };
         expect("bytes of codes", geometry.code_bytes, codes.len())?;
         expect("scales", geometry.blocks, scales.len())?;
-        expect(
-            "means",
-            if format.has_mean { geometry.blocks } else { 0 },
-            means.as_ref().map_or(0, Vec::len),
-        )?;
+        if let Some(means) = &means {
+            expect("means", if format.has_mean { geometry.blocks } else { 0 }, means.len())?;
+        }
         // Kernels ask only whether there are means.
         let means = means.filter(|_| format.has_mean);
         match (&scales, format.scale) {
             (Scales::E8M0(_), ScaleKind::E8M0) => {}
-            (Scales::F32(_), ScaleKind::Absmax | ScaleKind::Step) => {}
+            (Scales::F32(_), ScaleKind::Absmax | ScaleKind::Step | ScaleKind::Absmean) => {}
+            (Scales::F16(_), ScaleKind::Absmean) => {
+                let halves = |m: &f32| f16::from_f32(*m).to_f32().to_bits() == m.to_bits();
+                if let Some(mean) = means.iter().flatten().find(|m| !m.is_nan() && !halves(m)) {
+                    return Err(Error::argument(
+                        OP,
+                        "means that are half floats, as the scales are",
+                        mean.to_string(),
+                        "round them, or keep both in f32",
+                    ));
+                }
+            }
             (Scales::Nested(n), ScaleKind::Absmax | ScaleKind::Step) => {
                 if n.block_size == 0 {
                     expect("weights per nested block", NESTED_BLOCK_SIZE, 0)?;
@@ -175,27 +200,29 @@ impl QTensor {
                 expect("entries of the nested map", 256, n.map.len())?;
             }
             (scales, kind) => {
-                let got = match scales {
-                    Scales::F32(_) => "f32",
-                    Scales::Nested(_) => "nested",
-                    Scales::E8M0(_) => "E8M0",
-                };
                 return Err(Error::argument(
                     OP,
                     format!("scales of kind {kind:?} for {}", format.name),
-                    got,
+                    scales.kind(),
                     "read them under the format's own keys",
                 ));
             }
         }
-        let entries = match format.values {
-            Values::Codebook(table) | Values::Integer(table) => table.len(),
-            Values::Stored { entries } => entries * format.weights_per_code,
-        };
-        match (&codebook, format.values) {
-            (Some(book), _) => expect("codebook entries", entries, book.len())?,
-            (None, Values::Stored { .. }) => expect("codebook entries", entries, 0)?,
-            (None, _) => {}
+        let entries = format.codebook_len();
+        match &codebook {
+            Some(book) => expect("codebook entries", entries, book.len())?,
+            None if format.codebook().is_none() => expect("codebook entries", entries, 0)?,
+            None => {}
+        }
+        if let (Values::Patterns { .. }, Some(book)) = (format.values, &codebook)
+            && let Some(other) = book.iter().find(|v| ![-1.0, 0.0, 1.0].contains(*v))
+        {
+            return Err(Error::argument(
+                OP,
+                format!("a codebook of -1, 0 and 1 for {}", format.name),
+                other.to_string(),
+                "read it under the format's own keys",
+            ));
         }
         Ok(QTensor {
             format,
@@ -269,10 +296,11 @@ impl QTensor {
 
     /// Stored bytes: codes, scales, means and a codebook of its own.
     pub fn bytes(&self) -> usize {
+        let mean = if matches!(self.scales, Scales::F16(_)) { 2 } else { 4 };
         self.codes.len()
             + self.scales.bytes()
-            + 4 * self.means.as_ref().map_or(0, Vec::len)
-            + 4 * self.codebook.as_ref().map_or(0, |b| b.len())
+            + mean * self.means.as_ref().map_or(0, Vec::len)
+            + self.codebook.as_ref().map_or(0, |_| self.format.codebook_bytes())
     }
 
     /// Stored bits per weight, scales included; 0 for an empty tensor.
@@ -288,6 +316,12 @@ impl QTensor {
         let QTensor { format, shape, block_size, codes, means, codebook, .. } = self;
         let block_size = Some(block_size);
         Self::from_parts(Parts { format, shape, block_size, codes, scales, means, codebook })
+    }
+
+    /// The same tensor without its means, if it has any.
+    pub fn without_means(&self) -> Option<Self> {
+        self.means.as_ref()?;
+        Some(QTensor { means: None, ..self.clone() })
     }
 
     /// Where row starts, blocks and codes lie.
@@ -322,6 +356,8 @@ pub struct Geometry {
     pub code_bytes: usize,
     /// For a row layout: bytes of a row.
     pub row_bytes: Option<usize>,
+    /// For a stacked layout: rows of bytes, and rows of weights in each.
+    pub stacked: Option<(usize, usize)>,
 }
 
 impl Geometry {
@@ -341,16 +377,28 @@ impl Geometry {
                 "check the shape",
             ));
         }
-        if matches!(format.layout, Layout::Rows { .. }) && shape.len() < 2 {
+        if format.needs_rows() && shape.len() < 2 {
             return Err(Error::argument(
                 OP,
-                format!("[N, K] for {}, which stores a scale per row", format.name),
+                format!("[N, K] for {}, which lays rows apart", format.name),
                 format!("{shape:?}"),
                 "reshape it, or choose a format with flat blocks",
             ));
         }
-        let (_, k) = rows_cols(shape);
-        Ok(Self::of(format, shape, format.block_size(block_size, k)?))
+        let (n, k) = rows_cols(shape);
+        let mut whole = k;
+        if let Layout::Stacked { rows } = format.layout {
+            whole = n * k;
+            if n % rows != 0 {
+                return Err(Error::argument(
+                    OP,
+                    format!("a multiple of {rows} rows for {}, which packs so many", format.name),
+                    format!("{shape:?}"),
+                    "leave that tensor out, pad its rows, or choose another format",
+                ));
+            }
+        }
+        Ok(Self::of(format, shape, format.block_size(block_size, whole)?))
     }
 
     fn of(format: &Format, shape: &[usize], block_size: usize) -> Self {
@@ -367,6 +415,16 @@ impl Geometry {
                 blocks: (n * k).div_ceil(block_size),
                 code_bytes: packed(n * k),
                 row_bytes: None,
+                stacked: None,
+            },
+            Layout::Stacked { rows } => Geometry {
+                n,
+                k,
+                block_size,
+                blocks: (n * k).div_ceil(block_size),
+                code_bytes: n / rows * k,
+                row_bytes: None,
+                stacked: Some((n / rows, rows)),
             },
             Layout::Rows { pad, .. } => {
                 let row_bytes = packed(k.next_multiple_of(pad));
@@ -377,6 +435,7 @@ impl Geometry {
                     blocks: n * k.div_ceil(block_size),
                     code_bytes: n * row_bytes,
                     row_bytes: Some(row_bytes),
+                    stacked: None,
                 }
             }
         }
@@ -394,10 +453,17 @@ impl Geometry {
     /// First byte of the run of codes that holds a row, and the index of its first weight there.
     #[inline(always)]
     pub(crate) fn run(&self, row: usize) -> (usize, usize) {
-        match self.row_bytes {
-            None => (0, row * self.k),
-            Some(bytes) => (row * bytes, 0),
+        match (self.row_bytes, self.stacked) {
+            (Some(bytes), _) => (row * bytes, 0),
+            (None, Some((rows, _))) => (row % rows * self.k, row / rows),
+            (None, None) => (0, row * self.k),
         }
+    }
+
+    /// How far apart neighbouring weights of a row lie in its run.
+    #[inline(always)]
+    pub(crate) fn stride(&self) -> usize {
+        self.stacked.map_or(1, |(_, rows)| rows)
     }
 }
 
@@ -456,7 +522,7 @@ impl DenseTensor {
         match self.dtype {
             DType::F32 => bytemuck::pod_collect_to_vec(&self.data),
             DType::F16 => {
-                self.data.chunks_exact(2).map(|p| half::f16::from_bits(wide(p)).to_f32()).collect()
+                self.data.chunks_exact(2).map(|p| f16::from_bits(wide(p)).to_f32()).collect()
             }
             DType::BF16 => {
                 self.data.chunks_exact(2).map(|p| half::bf16::from_bits(wide(p)).to_f32()).collect()

@@ -139,6 +139,7 @@ fn unit(first: usize, sources: &[(&str, &str)], calls: &mut Vec<Call>) -> Result
         let source = text::without_comments(source);
         let kernels = text::kernels(&source).map_err(refuse)?;
         let source = text::with_shared_variables(&source).map_err(refuse)?;
+        let source = text::with_aliases_made(&source);
         // The inner namespace says that nothing else uses what is in it, which spares compiling what
         // the kernels do not use.
         unit += &format!("namespace text{i} {{ namespace {{\n#line 1 {name:?}\n{source}\n");

@@ -1,6 +1,8 @@
 //! Reads Metal text just far enough to call its kernels: their parameters, and their variables in
 //! threadgroup memory.
 
+use std::collections::HashMap;
+
 /// A kernel that a text declares.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
@@ -112,6 +114,29 @@ pub(crate) fn with_shared_variables(text: &str) -> Result<String, String> {
     Ok(out)
 }
 
+/// The text with `make_float4(..)` for `X(..)` where `X` is another name of `metal::float4`, and so for
+/// other vectors. For their own names the headers do that.
+pub(crate) fn with_aliases_made(text: &str) -> String {
+    let declared = text.lines().filter_map(|line| {
+        let (vector, name) = line.trim().strip_prefix("typedef metal::")?.split_once(' ')?;
+        // A matrix, such as `float2x4`, has a constructor of its own.
+        (!vector.contains('x')).then_some((name.strip_suffix(';')?, vector))
+    });
+    let vectors: HashMap<&str, &str> = declared.collect();
+    let mut out = String::with_capacity(text.len());
+    let mut done = 0;
+    for (at, word) in words(text) {
+        if let (Some(vector), true) = (vectors.get(word), text[at + word.len()..].starts_with('('))
+        {
+            out.push_str(&text[done..at]);
+            out.push_str("make_");
+            out.push_str(vector);
+            done = at + word.len();
+        }
+    }
+    out + &text[done..]
+}
+
 /// The text with spaces for its comments.
 pub(crate) fn without_comments(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -216,6 +241,14 @@ mod tests {
              threadgroup float* p = &x;\n}"
         );
         assert!(with_shared_variables("{ threadgroup int a, b; }").is_err());
+    }
+
+    #[test]
+    fn other_names_of_vectors_make_them() {
+        let text = "typedef metal::float4 X4_;\nX4_ f(X4_ x) { return x + X4_(1.0, X4_2(x)); }";
+        let made =
+            "typedef metal::float4 X4_;\nX4_ f(X4_ x) { return x + make_float4(1.0, X4_2(x)); }";
+        assert_eq!(with_aliases_made(text), made);
     }
 
     #[test]

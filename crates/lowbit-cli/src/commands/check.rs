@@ -126,7 +126,7 @@ fn measure_all(
     report: &mut Report<'_>,
 ) -> Result {
     let format = formats::ALL[0];
-    let linear = ROWS.map(Operation::Linear);
+    let linear = ROWS.map(|rows| Operation::Linear(rows, None));
     for operation in linear.into_iter().chain([Operation::Dequantize, Operation::Quantize]) {
         let case = Case {
             operation,

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use lowbit::format::{Format, Layout, RowBlock, ScaleKind};
+use lowbit::format::{Format, ScaleKind};
 use lowbit::{Geometry, formats};
 use serde::Serialize;
 
@@ -38,7 +38,9 @@ struct Row {
     /// The same with double quantized scales, where the format can have them.
     bits_per_weight_double_quantized: Option<f64>,
     block_size: usize,
-    /// None for one block a row.
+    /// What a block is where no size is asked for, if not so many weights.
+    whole: Option<&'static str>,
+    /// None where a block is always a row or a tensor.
     block_sizes: Option<Vec<usize>>,
 }
 
@@ -47,8 +49,8 @@ impl Row {
         let g = Geometry::new(format, &SHAPE, None)?;
         let weights = (g.n * g.k) as f64;
         let bits = |scale_bytes: usize| {
-            let means = if format.has_mean { 4 * g.blocks } else { 0 };
-            8.0 * (g.code_bytes + scale_bytes + means) as f64 / weights
+            let book = if format.codebook().is_none() { format.codebook_bytes() } else { 0 };
+            8.0 * (g.code_bytes + scale_bytes + book) as f64 / weights
         };
         // One code a block, one f32 for each block of those, and the offset.
         let nested = g.blocks + 4 * g.blocks.div_ceil(lowbit::NESTED_BLOCK_SIZE) + 4;
@@ -57,23 +59,27 @@ impl Row {
             about: format.about,
             bits_per_weight: bits(match format.scale {
                 ScaleKind::Absmax | ScaleKind::Step => 4 * g.blocks,
+                ScaleKind::Absmean => 2 * g.blocks,
                 ScaleKind::E8M0 => g.blocks,
             }),
             bits_per_weight_double_quantized: format.can_double_quantize().then(|| bits(nested)),
             block_size: g.block_size,
-            block_sizes: match format.layout {
-                Layout::Rows { block: RowBlock::Whole, .. } => None,
-                _ => Some(format.block_sizes()),
+            whole: match (format.default_block_size(), format.in_rows()) {
+                (Some(_), _) => None,
+                (None, true) => Some("row"),
+                (None, false) => Some("tensor"),
             },
+            block_sizes: Some(format.block_sizes()).filter(|sizes| !sizes.is_empty()),
         })
     }
 
     /// `32..4096 (64)`, the default last; `32`; or `row`.
     fn block_range(&self) -> String {
+        let default = || self.whole.map_or(self.block_size.to_string(), str::to_owned);
         match self.block_sizes.as_deref() {
-            None | Some([]) => "row".into(),
+            None | Some([]) => default(),
             Some([only]) => only.to_string(),
-            Some([first, .., last]) => format!("{first}..{last} ({})", self.block_size),
+            Some([first, .., last]) => format!("{first}..{last} ({})", default()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use lowbit::formats;
+use lowbit::{Geometry, formats};
 use lowbit_llm::{Checkpoint, Entry};
 use serde::Serialize;
 
@@ -69,8 +69,9 @@ impl<'a> Row<'a> {
 
     /// Its format with what is not as usual: `nf4`, `nf4 b128 dq`.
     fn stored(&self) -> String {
-        let k = self.shape.iter().skip(1).product();
-        let usual = formats::by_name(&self.format).and_then(|f| f.block_size(None, k)).ok();
+        let usual = formats::by_name(&self.format)
+            .and_then(|f| Ok(Geometry::new(f, self.shape, None)?.block_size))
+            .ok();
         let block = match self.block_size {
             Some(b) if usual != Some(b) => format!(" b{b}"),
             _ => String::new(),

@@ -135,3 +135,17 @@ fn people_get_a_table() {
     );
     assert_eq!(run.stderr.contains("say nothing"), cfg!(debug_assertions), "{}", run.stderr);
 }
+
+#[test]
+fn schedules_are_for_matrix_hardware() {
+    let bench = |more: &[&str]| {
+        lowbit(&[&["bench", "linear", "--shape", "64x128", "--schedule"][..], more].concat())
+    };
+    bench(&["whole", "--device", "cpu"]).fails(2, &["--schedule", "--device gpu"]);
+    bench(&["split:0"]).fails(2, &["from 1 on"]);
+    bench(&["halves"]).fails(2, &["whole", "split:PARTS", "stream:GROUPS"]);
+    let Some(gpu) = gpu() else { return };
+    let run = bench(&["stream:8", "--rows", "64", "--device", &gpu]);
+    assert_eq!(run.status, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("matrix hardware"), "{}", run.stderr);
+}

@@ -1,4 +1,5 @@
-// Absmax, stored scale and factor of every block: 32 threads a block. A number that is not finite
+// Absmax or mean magnitude, stored scale and factor of every block: 32 threads a block, whose sums are
+// added as `absmean` of the reference adds them. A number that is not finite
 // leaves its index in `bad`, the smallest of them. w: [N, K] in pairs.
 
 var<workgroup> largest: array<u32, GROUP>;
@@ -21,19 +22,32 @@ fn absmax(
             if (bits >= 0x7f800000u) {
                 atomicMin(&bad[0], i);
             }
-            most = max(most, bits);
+            if (MEAN) {
+                most = bitcast<u32>(bitcast<f32>(most) + bitcast<f32>(bits));
+            } else {
+                most = max(most, bits);
+            }
         }
     }
     largest[thread] = most;
     workgroupBarrier();
     for (var half = 16u; half > 0u; half >>= 1u) {
         if (lane < half) {
-            largest[thread] = max(largest[thread], largest[thread + half]);
+            let other = largest[thread + half];
+            if (MEAN) {
+                largest[thread] = bitcast<u32>(bitcast<f32>(largest[thread]) + bitcast<f32>(other));
+            } else {
+                largest[thread] = max(largest[thread], other);
+            }
         }
         workgroupBarrier();
     }
     if (lane == 0u && block < p.blocks) {
-        let bits = min(largest[thread], 0x7f7fffffu);
+        var bits = min(largest[thread], 0x7f7fffffu);
+        if (MEAN) {
+            bits = bitcast<u32>(divide(bitcast<f32>(max(bits, 1u)), f32(end - first)))
+                * u32(bits != 0u);
+        }
         let value = bitcast<f32>(bits);
         if (E8M0) {
             let e = clamp(i32(bits >> 23u) - i32(bitcast<u32>(PEAK) >> 23u) + 127, 0, 254);

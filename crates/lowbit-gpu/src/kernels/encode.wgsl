@@ -67,6 +67,10 @@ fn encode_all(
             var value = 0u;
             var place = 1u;
             for (var i = 0u; i < PER_BYTE; i++) {
+                if (STACKED > 1u) {
+                    row = byte / p.k + i * (p.n / STACKED);
+                    first = byte % p.k;
+                }
                 let code = code_of(row, first);
                 if (IS_RADIX) {
                     value += code * place;

@@ -24,6 +24,6 @@ fn put_gated(first: u32, place: u32, gate: vec2<f32>, up: vec2<f32>) {
     if (first < outs()) {
         let g = x_unpack(x_pack(with_bias(gate, row)));
         let u = x_unpack(x_pack(with_bias(up, row + outs() / 2u)));
-        y_store(place * (outs() / 2u) + row, g / (1.0 + exp(-g)) * u, true);
+        y_store(place * (outs() / 2u) + row, silu(g) * u, true);
     }
 }

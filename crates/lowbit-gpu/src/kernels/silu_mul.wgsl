@@ -1,4 +1,4 @@
-// y = gate / (1 + exp(-gate)) * up, a pair a thread.
+// y = silu(gate) * up, a pair a thread.
 
 @compute @workgroup_size(GROUP)
 fn silu_mul(
@@ -8,7 +8,6 @@ fn silu_mul(
 ) {
     let i = (group.y * groups.x + group.x) * GROUP + thread;
     if (i < p.pairs) {
-        let g = x_unpack(gate[i]);
-        y[i] = x_pack(g / (1.0 + exp(-g)) * x_unpack(up[i]));
+        y[i] = x_pack(silu(x_unpack(gate[i])) * x_unpack(up[i]));
     }
 }

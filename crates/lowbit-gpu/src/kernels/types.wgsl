@@ -38,3 +38,10 @@ fn f16_value(bits: u32) -> f32 {
     let value = select(normal, f32(magnitude) * 0x1p-24, magnitude < 0x400u);
     return bitcast<f32>(bitcast<u32>(value) | ((bits & 0x8000u) << 16u));
 }
+
+// x / (1 + exp(-x)). Hosts may compile as if nothing were infinite, and divide by way of a reciprocal.
+fn silu(x: vec2<f32>) -> vec2<f32> {
+    let large = vec2<f32>(88.0);
+    let e = exp(-min(abs(x), large));
+    return select(x * select(e, vec2<f32>(1.0), x >= vec2<f32>()) / (1.0 + e), x, x > large);
+}

@@ -35,8 +35,13 @@ fn weight(row: u32, col: u32) -> f32 {
     if (DENSE) {
         return dense_at(row * p.k + col);
     }
-    let first = select(0u, row * p.row_bytes, !FLAT);
-    let index = col + select(0u, row * p.k, FLAT);
+    var first = select(0u, row * p.row_bytes, !FLAT);
+    var index = col + select(0u, row * p.k, FLAT);
+    if (STACKED > 1u) {
+        let rows = p.n / STACKED;
+        first = (row % rows) * p.k;
+        index = col * STACKED + row / rows;
+    }
     let code = code_at(first, index / PER_CODE);
     return finish(value_at(code, index % PER_CODE), block_of(row, col));
 }

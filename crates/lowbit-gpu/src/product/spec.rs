@@ -6,7 +6,8 @@ use lowbit::DType;
 
 use super::{Around, GROUP};
 use crate::choose::Product;
-use crate::kernel::{Access, Builder, Kernel, Needs};
+use crate::kernel::{Access, Builder, Kernel};
+use crate::matrix::Tiles;
 use crate::memo::Memo;
 use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
@@ -16,7 +17,6 @@ const GEMV: &str = include_str!("../kernels/gemv.wgsl");
 const GEMV_PUT: &str = include_str!("../kernels/gemv_put.wgsl");
 const GEMV_NORM: &str = include_str!("../kernels/gemv_norm.wgsl");
 const GEMM: &str = include_str!("../kernels/gemm.wgsl");
-const MATRIX: &str = include_str!("../kernels/gemm_matrix.wgsl");
 const ROWS_ALL: &str = include_str!("../kernels/rows_all.wgsl");
 const ROWS_OF_EXPERT: &str = include_str!("../kernels/rows_of_expert.wgsl");
 const TILES_ALL: &str = include_str!("../kernels/tiles_all.wgsl");
@@ -114,6 +114,15 @@ impl Spec {
         KERNELS.get(self, Spec::build)
     }
 
+    /// What adds the pieces in which a product on matrix hardware left tiles.
+    pub fn merge(self, tiles: Tiles) -> Arc<Kernel> {
+        static KERNELS: Memo<Spec> = Memo::new();
+        KERNELS.get(self, |spec| {
+            let builder = Builder::new("gemm_merge").types().activations("X", spec.dtype);
+            tiles.merge(builder, |builder| spec.output(builder))
+        })
+    }
+
     fn build(&self) -> Kernel {
         let Spec { kind, dtype, product, .. } = *self;
         let builder = |name| Builder::new(name).types();
@@ -131,7 +140,10 @@ impl Spec {
                     .constant("PAIRS", 256 * replicas);
                 self.gemv(builder, [rows, batch, group], 8, GEMV_PAIRS)
             }
-            Product::Matrix { .. } => self.matrix_kernel(),
+            Product::Matrix { tiles, .. } => {
+                let inputs = builder("gemm_matrix").weight(&kind, false).activations("X", dtype);
+                tiles.kernel(inputs, |builder| self.output(builder))
+            }
             Product::Gemm | Product::Transposed => {
                 let transposed = product == Product::Transposed;
                 let name = if transposed { "gemm_transposed" } else { "gemm" };
@@ -214,77 +226,6 @@ impl Spec {
     fn output(&self, builder: Builder) -> Builder {
         store(with_bias(builder, self.bias), self.output, self.to)
     }
-
-    fn matrix_kernel(&self) -> Kernel {
-        let Spec { kind, dtype, product, .. } = *self;
-        let Product::Matrix { side, m, n, across } = product else {
-            return Builder::new("none").build(PARAMS, "none", 1, "");
-        };
-        let subgroups = GROUP / 32;
-        let down = subgroups / across;
-        let (rows, cols) = (m / down / side, n / across / side);
-        let builder = Builder::new("gemm_matrix").types().weight(&kind, false);
-        let builder = builder.activations("X", dtype).bind("x", Access::Read, "array<f16>").bind(
-            "ups",
-            Access::Read,
-            "array<f32>",
-        );
-        let body = unrolled(MATRIX, side, rows, cols);
-        self.output(builder)
-            .tag(format!("{side}x{m}x{n}x{across}"))
-            .constant("SIDE", side)
-            .constant("TILE_M", m)
-            .constant("TILE_N", n)
-            .constant("ACROSS", across)
-            .constant("DOWN_MATRICES", rows)
-            .constant("ACROSS_MATRICES", cols)
-            .constant("SUBGROUPS", subgroups)
-            .needs(Needs { f16: true, subgroups: true, matrix: Some(side) })
-            .build(PARAMS, "gemm_matrix", GROUP, &body)
-    }
-}
-
-/// The body with a variable for each of the `rows` x `cols` matrices of a subgroup: WGSL has no
-/// arrays of them.
-fn unrolled(body: &str, side: u32, rows: u32, cols: u32) -> String {
-    let mat = |ty: &str, role: &str| format!("coop_mat{side}x{side}<{ty}, {role}>");
-    let each = |f: &dyn Fn(u32, u32) -> String| -> String {
-        (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| f(r, c)).collect()
-    };
-    let c_type = mat("f32", "C");
-    let declare = each(&|r, c| format!("    var c_{r}_{c}: {c_type};\n"));
-    let load_a: String = (0..rows)
-        .map(|r| {
-            format!(
-                "            let a_{r} = coopLoadT<{}>(&x[at_x + {}u * p.k], stride_x);\n",
-                mat("f16", "A"),
-                r * side
-            )
-        })
-        .collect();
-    let load_b: String = (0..cols)
-        .map(|c| {
-            format!(
-                "            let b_{c} = coopLoad<{}>(&w_tile[at_w + {}u * STRIDE], stride_w);\n",
-                mat("f16", "B"),
-                c * side
-            )
-        })
-        .collect();
-    let multiply = each(&|r, c| {
-        format!("            c_{r}_{c} = coopMultiplyAdd(a_{r}, b_{c}, c_{r}_{c});\n")
-    });
-    let store = each(&|r, c| {
-        format!(
-            "    coopStoreT(c_{r}_{c}, &results[own], side);\n    workgroupBarrier();\n    \
-             put(first_m + {}u, first_n + own_n + {}u, own, lane, width);\n    workgroupBarrier();\n",
-            r * side,
-            c * side
-        )
-    });
-    body.replace("    //@ declare\n", &declare)
-        .replace("            //@ multiply\n", &format!("{load_a}{load_b}{multiply}"))
-        .replace("    //@ store\n", &store)
 }
 
 /// `with_bias`.

@@ -1,7 +1,7 @@
 use lowbit::conformance::{self, Size};
 use lowbit_gpu::OnGpu;
 
-use crate::gpu;
+use crate::{full, gpu};
 
 fn run(size: Size, checked: bool) {
     let Some(gpu) = gpu(checked) else { return };
@@ -17,6 +17,5 @@ fn a_gpu_agrees_with_the_reference_with_checked_accesses() {
 
 #[test]
 fn a_gpu_agrees_with_the_reference() {
-    let full = std::env::var_os("LOWBIT_FULL").is_some_and(|v| v == "1");
-    run(if full { Size::Full } else { Size::Pairs }, false);
+    run(if full() { Size::Full } else { Size::Pairs }, false);
 }

@@ -3,9 +3,13 @@
 use lowbit::conformance::Rng;
 use lowbit::device::{Attention, CacheShape, Device, KvCache, Norm, Rope, Tensor};
 use lowbit::{Cpu, CpuDevice, DType, DenseTensor, Result, Weight, formats};
-use lowbit_gpu::GpuDevice;
+use lowbit_gpu::{GpuDevice, Queue};
 
+#[cfg(unix)]
+use crate::full;
 use crate::gpu;
+#[cfg(unix)]
+use crate::metal::standin::{Mode, StandIn};
 
 /// The same data on the processor and on a GPU.
 pub struct Both {
@@ -18,16 +22,22 @@ pub struct Both {
 /// A tensor of each.
 pub type Two = [Tensor; 2];
 
-/// Runs a test with every type of activations, with checked accesses and without.
+/// Runs a test with every type of activations on a GPU, with checked accesses and without; and with one,
+/// or in full with every one, as Metal text.
 pub fn on_both(test: impl Fn(&mut Both)) {
-    for checked in [true, false] {
-        let Some(gpu) = gpu(checked) else { return };
-        for dtype in DType::ALL {
+    fn run<Q: Queue + Clone + 'static>(queue: Q, dtypes: &[DType], test: &impl Fn(&mut Both)) {
+        for &dtype in dtypes {
             let cpu = CpuDevice::new(Cpu::best(), dtype);
-            let gpu = Box::new(GpuDevice::new(gpu.clone(), "under test", dtype));
+            let gpu = Box::new(GpuDevice::new(queue.clone(), "under test", dtype));
             test(&mut Both { cpu, gpu, dtype, rng: Rng(7) });
         }
     }
+    for checked in [true, false] {
+        let Some(gpu) = gpu(checked) else { return };
+        run(gpu, &DType::ALL, &test);
+    }
+    #[cfg(unix)]
+    run(StandIn::new(Mode::FAST), if full() { &DType::ALL } else { &[DType::BF16] }, &test);
 }
 
 impl Both {

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lowbit::format::{Keys, ScaleKind, Values};
-use lowbit::{DType, Format, Geometry, Nested, formats};
+use lowbit::format::{Keys, Layout, ScaleKind, Values};
+use lowbit::pack::unpack_patterns;
+use lowbit::{DType, DenseTensor, Format, Geometry, Nested, formats};
 use safetensors::Dtype;
 
 use super::file::Stored;
-use super::quant_state::{NestedState, QuantState, header_dtype};
+use super::quant_state::{NestedState, QuantState, header_dtype, weight_dtype};
 use crate::{Error, Result};
 
 /// What marks the JSON beside a quantized weight.
@@ -24,6 +25,11 @@ pub(super) const MEANS: &str = ".means";
 pub(super) const WEIGHT: &str = "weight";
 pub(super) const ROW_STATS: &str = "SCB";
 pub(super) const WEIGHT_FORMAT: &str = "weight_format";
+/// mlx-lm's scale of a tensor.
+pub(super) const WEIGHT_SCALE: &str = "weight_scale";
+/// MLX's scales and biases of groups.
+pub(super) const SCALES: &str = "scales";
+pub(super) const BIASES: &str = "biases";
 /// The value under [`WEIGHT_FORMAT`] that means row-major; others are layouts of old CUDA kernels.
 pub(super) const ROW_MAJOR: u8 = 0;
 
@@ -47,8 +53,10 @@ pub(super) struct Quantized {
     pub dtype: Option<DType>,
     pub geometry: Geometry,
     pub codes: Bytes,
-    /// Scales as stored: f32, E8M0, or codes of `nested`.
+    /// Scales as stored: f32, f16, E8M0, or codes of `nested`.
     pub scales: Bytes,
+    /// Whether scales and means are f16.
+    pub halves: bool,
     pub nested: Option<NestedParts>,
     pub means: Option<Bytes>,
     /// Only where it differs from the format's own.
@@ -64,8 +72,17 @@ pub(super) struct NestedParts {
     pub offset: f32,
 }
 
+/// What only a model's `config.json` says of its keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hints {
+    /// Scales of tensors divide (the weights of BitNet's own layers) and do not multiply.
+    pub inverted_scales: bool,
+    /// Bits of a code of MLX's.
+    pub mlx_bits: Option<u64>,
+}
+
 /// Gathers the keys of a checkpoint, in no particular order.
-pub(super) fn group(stored: Vec<Stored>) -> Result<Vec<Group>> {
+pub(super) fn group(stored: Vec<Stored>, hints: Hints) -> Result<Vec<Group>> {
     let mut keys = KeyMap::new(stored)?;
     let mut groups = Vec::new();
     for (key, at) in keys.matching(|key| key.rfind(QUANT_STATE)) {
@@ -73,6 +90,15 @@ pub(super) fn group(stored: Vec<Stored>) -> Result<Vec<Group>> {
     }
     for (key, at) in keys.matching(|key| key.strip_suffix(ROW_STATS).map(str::len)) {
         groups.push(Group::Quantized(Box::new(keys.row_stats(&key, at)?)));
+    }
+    // Other libraries have such keys as well, beside weights of other types.
+    for (key, at) in keys.beside(WEIGHT_SCALE, Dtype::U8) {
+        groups.push(Group::Quantized(Box::new(keys.tensor_scale(&key, at, hints)?)));
+    }
+    if hints.mlx_bits == Some(1) {
+        for (key, at) in keys.beside(BIASES, Dtype::U32) {
+            groups.push(Group::Quantized(Box::new(keys.mlx(&key, at)?)));
+        }
     }
     keys.refuse_orphans()?;
     groups.extend(keys.0.into_values().map(Group::Dense));
@@ -101,6 +127,15 @@ impl KeyMap {
         let mut found: Vec<(String, usize)> =
             self.0.keys().filter_map(|key| Some((key.clone(), find(key)?))).collect();
         found.sort();
+        found
+    }
+
+    /// Keys `<layer><suffix>` whose layer has a weight of that type, and the ends of its names.
+    fn beside(&self, suffix: &str, dtype: Dtype) -> Vec<(String, usize)> {
+        let mut found = self.matching(|key| key.strip_suffix(suffix).map(str::len));
+        found.retain(|(key, at)| {
+            self.0.get(&format!("{}{WEIGHT}", &key[..*at])).is_some_and(|w| w.dtype == dtype)
+        });
         found
     }
 
@@ -145,24 +180,30 @@ impl KeyMap {
             Some(nested) => Some(self.nested(&json, name, nested, geometry.blocks)?),
         };
         let in_bytes = nested.is_some() || format.scale == ScaleKind::E8M0;
-        let scale_dtype = if in_bytes { Dtype::U8 } else { Dtype::F32 };
+        let halves = state.has_half_scales();
+        let (scale_dtype, size) = match (in_bytes, halves) {
+            (true, _) => (Dtype::U8, 1),
+            (false, true) => (Dtype::F16, 2),
+            (false, false) => (Dtype::F32, 4),
+        };
         let scales = self.take(&json, name, ABSMAX, &[scale_dtype])?;
-        let scale_bytes = geometry.blocks * if in_bytes { 1 } else { 4 };
-        scales.expect_bytes(scale_bytes, format, &state.shape)?;
-        let means = match format.has_mean {
+        scales.expect_bytes(geometry.blocks * size, format, &state.shape)?;
+        let means = match format.has_mean && self.0.contains_key(&format!("{name}{MEANS}")) {
             false => None,
             true => {
-                let means = self.take_f32(&json, name, MEANS)?;
-                means.expect_bytes(4 * geometry.blocks, format, &state.shape)?;
+                let means = self.take(&json, name, MEANS, &[scale_dtype])?;
+                means.expect_bytes(geometry.blocks * size, format, &state.shape)?;
                 Some(means.data)
             }
         };
-        let map = self.take_f32(&json, name, QUANT_MAP)?;
-        let entries = match format.values {
-            Values::Codebook(table) | Values::Integer(table) => table.len(),
-            Values::Stored { entries } => entries * format.weights_per_code,
+        let codebook = match format.values {
+            Values::Patterns { .. } => {
+                let map = self.take(&json, name, QUANT_MAP, &[Dtype::U8])?;
+                map.expect_bytes(format.codebook_bytes(), format, &state.shape)?;
+                unpack_patterns(&map.data, format.weights_per_code)
+            }
+            _ => self.take_f32(&json, name, QUANT_MAP)?.f32s(format.codebook_len())?,
         };
-        let codebook = map.f32s(entries)?;
         Ok(Quantized {
             name: name.into(),
             path: json.path.clone(),
@@ -172,6 +213,7 @@ impl KeyMap {
             geometry,
             codes: codes.data,
             scales: scales.data,
+            halves,
             nested,
             means,
             codebook: match format.codebook() {
@@ -239,9 +281,91 @@ impl KeyMap {
             geometry,
             codes: codes.data,
             scales: stats.data,
+            halves: false,
             nested: None,
             means: None,
             codebook: None,
+        })
+    }
+
+    /// The tensor whose one scale is under `key`; its layer's name ends at `at`.
+    fn tensor_scale(&mut self, key: &str, at: usize, hints: Hints) -> Result<Quantized> {
+        let scale = self.take_known(key)?;
+        let codes = self.take(&scale, &key[..at], WEIGHT, &[Dtype::U8])?;
+        let Some(format) = formats::ALL.iter().find(|f| f.keys == Keys::TensorScale) else {
+            return Err(scale.unlike("a format with a scale a tensor", "none in this build"));
+        };
+        let (Layout::Stacked { rows }, &[packed, k]) = (format.layout, codes.shape.as_slice())
+        else {
+            return Err(codes.unlike("rows of packed codes, [N / 4, K]", codes.described()));
+        };
+        let (mut scales, halves) = scale.numbers()?;
+        let &[value] = scales.as_slice() else {
+            return Err(scale.unlike("one number", scale.described()));
+        };
+        let mut halves = halves;
+        if hints.inverted_scales {
+            (scales, halves) = (vec![1.0 / value], false);
+        }
+        let shape = vec![packed.saturating_mul(rows), k];
+        let geometry =
+            Geometry::new(format, &shape, None).map_err(Error::weight(&codes.path, &codes.name))?;
+        codes.expect_bytes(geometry.code_bytes, format, &shape)?;
+        // A tensor without weights has no block for its scale.
+        scales.truncate(geometry.blocks);
+        Ok(Quantized {
+            name: codes.name,
+            path: codes.path,
+            format,
+            shape,
+            dtype: None,
+            geometry,
+            codes: codes.data,
+            scales: number_bytes(&scales, halves),
+            halves,
+            nested: None,
+            means: None,
+            codebook: None,
+        })
+    }
+
+    /// A tensor in MLX's affine quantization to one bit, whose biases are under `key`: one of signs, of
+    /// which one is 0 and the other 1.
+    fn mlx(&mut self, key: &str, at: usize) -> Result<Quantized> {
+        let layer = &key[..at];
+        let biases = self.take_known(key)?;
+        let codes = self.take(&biases, layer, WEIGHT, &[Dtype::U32])?;
+        let scales = self.take(&biases, layer, SCALES, &NUMBERS)?;
+        let format = formats::one_bit();
+        let ([n, words], [_, blocks]) = (&codes.shape[..], &scales.shape[..]) else {
+            return Err(
+                scales.unlike("scales [N, groups] of codes [N, K / 32]", scales.described())
+            );
+        };
+        let shape = vec![*n, words.saturating_mul(32)];
+        let block_size = shape[1].checked_div(*blocks).filter(|size| size * blocks == shape[1]);
+        let geometry = Geometry::new(format, &shape, block_size)
+            .map_err(Error::weight(&biases.path, &biases.name))?;
+        codes.expect_bytes(geometry.code_bytes, format, &shape)?;
+        let ((scales, halves), (means, also)) = (scales.numbers()?, biases.numbers()?);
+        if scales.len() != geometry.blocks || means.len() != geometry.blocks {
+            let got = format!("{} scales and {} biases", scales.len(), means.len());
+            return Err(biases.unlike(format!("{} of each", geometry.blocks), got));
+        }
+        let halves = halves && also;
+        Ok(Quantized {
+            name: codes.name,
+            path: codes.path,
+            format,
+            shape,
+            dtype: None,
+            geometry,
+            codes: codes.data,
+            scales: number_bytes(&scales, halves),
+            halves,
+            nested: None,
+            means: Some(number_bytes(&means, halves)),
+            codebook: Some([0.0, 1.0].into()),
         })
     }
 
@@ -286,12 +410,33 @@ impl Stored {
         Err(self.unlike(expected, format!("{}, {} bytes", self.described(), self.data.len())))
     }
 
+    /// All numbers in f32, and whether they are f16.
+    fn numbers(&self) -> Result<(Vec<f32>, bool)> {
+        let Some(dtype) = weight_dtype(self.dtype) else {
+            return Err(self.unlike(one_of(&NUMBERS), self.described()));
+        };
+        let dense = DenseTensor::new(dtype, self.shape.clone(), self.data.clone())
+            .map_err(Error::weight(&self.path, &self.name))?;
+        Ok((dense.to_f32(), dtype == DType::F16))
+    }
+
     fn f32s(&self, expected: usize) -> Result<Vec<f32>> {
         if self.data.len() != 4 * expected {
             return Err(self.unlike(format!("{expected} f32"), self.described()));
         }
         Ok(bytemuck::pod_collect_to_vec(&self.data))
     }
+}
+
+/// Types of numbers that scales come in.
+const NUMBERS: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
+
+/// Scales or means as they are kept: in two bytes if they are half floats.
+fn number_bytes(numbers: &[f32], halves: bool) -> Bytes {
+    if !halves {
+        return Bytes::copy_from_slice(bytemuck::cast_slice(numbers));
+    }
+    numbers.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
 }
 
 fn one_of(dtypes: &[Dtype]) -> String {

@@ -1,7 +1,7 @@
 //! Checkpoints: Hugging Face model directories and safetensors files, memory-mapped.
 //!
 //! A [`Checkpoint`] lists logical tensors: a quantized weight is one [`Entry`], whatever keys a file
-//! spreads it over. Three schemes are read.
+//! spreads it over. Five schemes are read.
 //!
 //! **Dense**: `<name>`, f32, f16 or bf16. Other types are listed, but are no weights.
 //!
@@ -10,11 +10,11 @@
 //! | key | type, shape |
 //! |---|---|
 //! | `<name>` | u8 `[bytes of codes, 1]`, or the same bytes viewed as f16, bf16 or f32 |
-//! | `<name>.absmax` | the scales: f32 `[blocks]`; u8 when double quantized, or for E8M0 |
-//! | `<name>.quant_map` | f32: the codebook |
+//! | `<name>.absmax` | the scales: f32 or f16 `[blocks]`; u8 when double quantized, or for E8M0 |
+//! | `<name>.quant_map` | f32: the codebook; u8, of patterns of signs: planes of bits |
 //! | `<name>.nested_absmax` | f32 `[ceil(blocks / 256)]`; double quantized only |
 //! | `<name>.nested_quant_map` | f32 `[256]`; double quantized only |
-//! | `<name>.means` | f32 `[blocks]`; only formats that add a mean per block |
+//! | `<name>.means` | as the scales; only where a mean is added per block |
 //! | `<name>.quant_state.<library>__<format>` | u8: the JSON below, in UTF-8 |
 //!
 //! ```json
@@ -24,10 +24,17 @@
 //! with `"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 2.5` when double
 //! quantized. `dtype` is what the weights were before. `<library>` is `bitsandbytes` for its formats
 //! and `lowbit` for those it lacks, whose `quant_type` is [`Format::name`]. The bytes of E8M0 scales
-//! are told from nested codes by `"scale_dtype": "float8_e8m0fnu"`.
+//! are told from nested codes by `"scale_dtype": "float8_e8m0fnu"`, those of f16 by `"float16"`.
 //!
 //! **With row statistics**, as bitsandbytes writes LLM.int8: `<layer>.weight` i8 `[N, K]`,
 //! `<layer>.SCB` f32 `[N]`, and mostly `<layer>.weight_format`, a u8 0.
+//!
+//! **With a scale of the tensor**, as mlx-lm and transformers write BitNet's BitLinear:
+//! `<layer>.weight` u8 `[N / 4, K]`, `<layer>.weight_scale` `[1]`. The scale divides where
+//! `config.json` says `"quant_method": "bitnet"` and not `"linear_class": "autobitlinear"`.
+//!
+//! **With scales and biases**, as MLX writes affine quantization to one bit: `<layer>.weight` u32
+//! `[N, K / 32]`, `<layer>.scales` and `<layer>.biases` `[N, groups]`.
 
 pub(crate) mod encode;
 mod file;
@@ -113,8 +120,9 @@ impl Checkpoint {
         }
         let config = read_config(files.directory.as_deref())?;
         let dtype = config.as_ref().and_then(config_dtype);
+        let hints = config.as_ref().map(hints).unwrap_or_default();
         let mut entries: Vec<Entry> =
-            group::group(stored)?.into_iter().map(|g| Entry::new(g, dtype)).collect();
+            group::group(stored, hints)?.into_iter().map(|g| Entry::new(g, dtype)).collect();
         entries.sort_by_cached_key(|entry| natural(&entry.name));
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
         Ok(Checkpoint {
@@ -286,7 +294,17 @@ impl Quantized {
                 map: nested.map.clone(),
             }),
             (None, ScaleKind::E8M0) => Scales::E8M0(self.scales.clone()),
-            (None, ScaleKind::Absmax | ScaleKind::Step) => Scales::F32(f32s(&self.scales).into()),
+            (None, _) if self.halves => {
+                Scales::F16(bytemuck::pod_collect_to_vec(&self.scales).into())
+            }
+            (None, _) => Scales::F32(f32s(&self.scales).into()),
+        };
+        let means = |bytes: &Bytes| match self.halves {
+            true => bytemuck::pod_collect_to_vec::<u8, half::f16>(bytes)
+                .into_iter()
+                .map(half::f16::to_f32)
+                .collect(),
+            false => f32s(bytes),
         };
         QTensor::from_parts(Parts {
             format: self.format,
@@ -294,7 +312,7 @@ impl Quantized {
             block_size: Some(self.geometry.block_size),
             codes: self.codes.clone(),
             scales,
-            means: self.means.as_ref().map(f32s),
+            means: self.means.as_ref().map(means),
             codebook: self.codebook.clone(),
         })
         .map_err(Error::weight(&self.path, &self.name))
@@ -304,7 +322,7 @@ impl Quantized {
     fn bytes(&self) -> u64 {
         let nested = self.nested.as_ref().map_or(0, |n| n.absmax.len() + size_of::<f32>());
         let means = self.means.as_ref().map_or(0, Bytes::len);
-        let codebook = self.codebook.as_ref().map_or(0, |book| size_of_val(&**book));
+        let codebook = self.codebook.as_ref().map_or(0, |_| self.format.codebook_bytes());
         (self.codes.len() + self.scales.len() + nested + means + codebook) as u64
     }
 }
@@ -325,6 +343,21 @@ pub(crate) fn config_dtype(config: &Value) -> Option<DType> {
     let name = config.get("dtype").or_else(|| config.get("torch_dtype"))?;
     from_torch_name(name.as_str()?)
 }
+
+/// What a `config.json` says of how keys are to be read.
+fn hints(config: &Value) -> group::Hints {
+    let text = |section: &Value, key: &str| Some(section.get(key)?.as_str()?.to_owned());
+    let section = config.get("quantization_config");
+    let is_bitnet = section.and_then(|s| text(s, "quant_method")).as_deref() == Some("bitnet");
+    let class = section.and_then(|s| text(s, "linear_class"));
+    group::Hints {
+        inverted_scales: is_bitnet && class.as_deref() != Some(AUTO_BITLINEAR),
+        mlx_bits: config.get("quantization").and_then(|q| q.get("bits")?.as_u64()),
+    }
+}
+
+/// BitNet's layers whose scales multiply; those of its other layers divide.
+pub(crate) const AUTO_BITLINEAR: &str = "autobitlinear";
 
 /// What sorts names so that runs of digits compare as numbers.
 fn natural(name: &str) -> (Vec<(u64, String)>, String) {

@@ -9,6 +9,8 @@ use super::python_json;
 
 /// torch's name of the E8M0 scales of OCP Microscaling.
 const E8M0: &str = "float8_e8m0fnu";
+/// torch's name of half floats.
+const F16: &str = "float16";
 
 /// What does not fit in a tensor: fields in the order in which bitsandbytes writes them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,13 +39,15 @@ pub(super) struct NestedState {
 }
 
 impl QuantState {
-    /// The state of a tensor that had `dtype` before; `nested` is block size and offset.
+    /// The state of a tensor that had `dtype` before; `nested` is block size and offset, `halves` says
+    /// that scales are f16.
     pub fn new(
         format: &Format,
         block_size: usize,
         dtype: DType,
         shape: &[usize],
         nested: Option<(usize, f32)>,
+        halves: bool,
     ) -> Self {
         let nested = nested.map(|(block_size, offset)| NestedState {
             block_size,
@@ -56,7 +60,10 @@ impl QuantState {
             dtype: torch_name(dtype).into(),
             shape: shape.into(),
             nested,
-            scale_dtype: (format.scale == ScaleKind::E8M0).then(|| E8M0.into()),
+            scale_dtype: match format.scale {
+                ScaleKind::E8M0 => Some(E8M0.into()),
+                _ => halves.then(|| F16.into()),
+            },
         }
     }
 
@@ -67,7 +74,8 @@ impl QuantState {
     pub fn parse(json: &[u8], key: &str) -> Result<(Self, &'static Format), (String, String)> {
         let state: QuantState = serde_json::from_slice(json)
             .map_err(|e| ("the JSON of a quantized tensor".to_owned(), e.to_string()))?;
-        let Some(format) = formats::ALL.iter().find(|f| suffix(f).as_deref() == Some(key)) else {
+        let named = key.split_once("__").and_then(|(_, name)| formats::by_name(name).ok());
+        let Some(format) = named.filter(|f| suffix(f).as_deref() == Some(key)) else {
             let known: Vec<String> = formats::ALL.iter().filter_map(|f| suffix(f)).collect();
             let got = format!("{key}, which this version does not know");
             return Err((format!("one of {}", known.join(", ")), got));
@@ -96,11 +104,20 @@ impl QuantState {
                 ));
             }
         }
-        let scales = (format.scale == ScaleKind::E8M0).then_some(E8M0);
-        if state.scale_dtype.as_deref() != scales {
-            return Err((format!("scale_dtype {scales:?}"), format!("{:?}", state.scale_dtype)));
+        let fits: &[Option<&str>] = match format.scale {
+            ScaleKind::E8M0 => &[Some(E8M0)],
+            ScaleKind::Absmean => &[Some(F16), None],
+            ScaleKind::Absmax | ScaleKind::Step => &[None],
+        };
+        if !fits.contains(&state.scale_dtype.as_deref()) {
+            return Err((format!("scale_dtype {:?}", fits[0]), format!("{:?}", state.scale_dtype)));
         }
         Ok((state, format))
+    }
+
+    /// Whether scales are f16.
+    pub fn has_half_scales(&self) -> bool {
+        self.scale_dtype.as_deref() == Some(F16)
     }
 
     /// What the weights were before.
@@ -118,7 +135,7 @@ impl QuantState {
 pub(super) fn suffix(format: &Format) -> Option<String> {
     match format.keys {
         Keys::QuantState { library } => Some(format!("{library}__{}", format.name)),
-        Keys::RowStats => None,
+        Keys::RowStats | Keys::TensorScale => None,
     }
 }
 
@@ -160,12 +177,13 @@ mod tests {
 
     #[test]
     fn json_is_that_of_bitsandbytes() {
-        let plain = QuantState::new(nf4(), 64, DType::BF16, &[128, 64], None);
+        let plain = QuantState::new(nf4(), 64, DType::BF16, &[128, 64], None, false);
         assert_eq!(
             String::from_utf8(plain.to_json().unwrap()).unwrap(),
             r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 64]}"#
         );
-        let nested = QuantState::new(nf4(), 64, DType::F16, &[128, 64], Some((256, 2.565_124_5)));
+        let nested =
+            QuantState::new(nf4(), 64, DType::F16, &[128, 64], Some((256, 2.565_124_5)), false);
         let json = nested.to_json().unwrap();
         assert_eq!(
             String::from_utf8(json.clone()).unwrap(),
@@ -177,7 +195,8 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_know() {
-        let json = QuantState::new(nf4(), 64, DType::BF16, &[2, 32], None).to_json().unwrap();
+        let json =
+            QuantState::new(nf4(), 64, DType::BF16, &[2, 32], None, false).to_json().unwrap();
         let text = String::from_utf8(json).unwrap();
         let key = "bitsandbytes__nf4";
         assert!(QuantState::parse(text.as_bytes(), key).is_ok());

@@ -4,10 +4,15 @@ use lowbit::format::Keys;
 use lowbit::{DType, Format};
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::AUTO_BITLINEAR;
 use crate::checkpoint::quant_state::torch_name;
 
 /// Whose `quantization_config` transformers reads.
 const BITSANDBYTES: &str = "bitsandbytes";
+/// Whose layers have a scale a tensor.
+const BITNET: &str = "bitnet";
+/// Where MLX says how a model is quantized.
+const MLX: &str = "quantization";
 const QUANTIZATION_CONFIG: &str = "quantization_config";
 
 /// How a model was quantized.
@@ -32,8 +37,17 @@ pub(super) fn quantized(config: &Value, how: &Quantization<'_>) -> Value {
     let (library, eight_bit) = match how.format.keys {
         Keys::QuantState { library } => (library, false),
         Keys::RowStats => (BITSANDBYTES, true),
+        Keys::TensorScale => (BITNET, false),
     };
-    let section = if library == BITSANDBYTES {
+    let section = if library == BITNET {
+        // As transformers' `BitNetQuantConfig`; the class says that scales multiply.
+        json!({
+            "linear_class": AUTO_BITLINEAR,
+            "modules_to_not_convert": how.skip_modules,
+            "quant_method": BITNET,
+            "quantization_mode": "offline",
+        })
+    } else if library == BITSANDBYTES {
         bitsandbytes(how, eight_bit)
     } else {
         json!({
@@ -72,10 +86,18 @@ fn bitsandbytes(how: &Quantization<'_>, eight_bit: bool) -> Value {
     })
 }
 
+/// `config.json` of a model quantized to one bit as MLX does it.
+pub(super) fn mlx(config: &Value, group_size: usize) -> Value {
+    edited(config, |fields| {
+        fields.insert(MLX.into(), json!({"group_size": group_size, "bits": 1}));
+    })
+}
+
 /// `config.json` of the dequantized model; `dtype` is its type, if that has changed.
 pub(super) fn dequantized(config: &Value, dtype: Option<DType>) -> Value {
     edited(config, |fields| {
         fields.shift_remove(QUANTIZATION_CONFIG);
+        fields.shift_remove(MLX);
         if let Some(dtype) = dtype {
             let old = ["torch_dtype"].into_iter().find(|key| fields.contains_key(*key));
             fields.insert(old.unwrap_or("dtype").into(), torch_name(dtype).into());

@@ -18,6 +18,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod calibrate;
 mod config;
 mod dequantize;
 mod quantize;
@@ -25,6 +26,7 @@ mod run;
 mod select;
 mod stage;
 
+pub use calibrate::{Calibration, SAMPLES};
 pub use dequantize::{DequantizeOptions, dequantize};
 pub use quantize::{QuantizeOptions, quantize};
 pub use select::Reason;

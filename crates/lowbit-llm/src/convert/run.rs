@@ -144,6 +144,16 @@ fn split<'j, 'a>(jobs: &'j [Job<'a>], most: u64) -> Vec<&'j [Job<'a>]> {
     shards
 }
 
+/// As many threads as were asked for.
+pub(super) fn pool(options: &WriteOptions) -> Result<ThreadPool> {
+    let available = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.unwrap_or_else(available).max(1);
+    ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
+        let help = "ask for fewer threads";
+        Error::argument("convert", format!("{threads} threads"), e.to_string(), help)
+    })
+}
+
 /// Threads, and what they have done so far.
 struct Crew<'a> {
     pool: ThreadPool,
@@ -155,12 +165,8 @@ struct Crew<'a> {
 
 impl<'a> Crew<'a> {
     fn new(options: &WriteOptions, jobs: &[Job<'_>], progress: &'a dyn Progress) -> Result<Self> {
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = options.threads.unwrap_or_else(available).max(1);
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
-            let help = "ask for fewer threads";
-            Error::argument("convert", format!("{threads} threads"), e.to_string(), help)
-        })?;
+        let pool = pool(options)?;
+        let threads = pool.current_num_threads();
         let total = jobs.iter().map(|job| job.entry.bytes).sum();
         Ok(Crew { pool, threads, progress, done: AtomicU64::new(0), total })
     }

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use lowbit::Format;
-use lowbit::format::Layout;
 use regex::Regex;
 
 use crate::Entry;
@@ -70,7 +69,7 @@ impl Selection<'_> {
             Some(Reason::NotFloat(entry.dtype))
         } else if matches(self.skip) {
             Some(Reason::Skipped)
-        } else if matches!(self.format.layout, Layout::Rows { .. }) && entry.shape.len() < 2 {
+        } else if self.format.needs_rows() && entry.shape.len() < 2 {
             Some(Reason::NoRows)
         } else if matches(self.include) {
             None

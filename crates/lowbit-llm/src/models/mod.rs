@@ -13,6 +13,7 @@ mod mixtral;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+pub(crate) mod stages;
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 """The native module: kernels on memory that the caller owns. Private; see `lowbit.backends.cpu`."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 Region: TypeAlias = tuple[int, int]
 """Address and number of elements of a contiguous tensor."""
@@ -11,12 +11,42 @@ Weight: TypeAlias = tuple[
     Sequence[int],
     int,
     Region,
-    Region,
+    tuple[Region, bool],
     Nested | None,
     Region | None,
     Region | None,
 ]
-"""Shape, block size, codes, scales, nested scales, codebook, means."""
+"""Shape, block size, codes, scales and whether they are f16, nested scales, codebook, means."""
+Description: TypeAlias = tuple[str, Sequence[int], int, int | None, tuple[bool, bool, bool]]
+"""Format, shape, block size, nested block size, and whether the codebook is the weight's own, its
+scales are f16, and it keeps means."""
+
+class Content(TypedDict):
+    """A plan's buffer: an input has a name, a constant has its content, all else is room."""
+
+    name: str | None
+    content: bytes | None
+    bytes: int
+    zeros: bool
+
+class Step(TypedDict):
+    """A kernel's run: arguments are places of buffers, or None for the parameters."""
+
+    name: str
+    source: str
+    entry: str
+    arguments: list[int | None]
+    params: list[int]
+    powers: list[int] | None
+    threads: list[int]
+    group: list[int]
+
+class Plan(TypedDict):
+    """What an operation runs on a GPU; results are places of buffers."""
+
+    buffers: list[Content]
+    steps: list[Step]
+    results: list[int]
 
 __version__: str
 
@@ -28,6 +58,17 @@ def quantize(
     block_size: int,
     codes: Region,
     scales: Region,
+) -> None: ...
+def search(
+    format: str,
+    w: Region,
+    shape: Sequence[int],
+    block_size: int,
+    importance: Region | None,
+    seed: int,
+    codes: Region,
+    scales: Region,
+    codebook: Region,
 ) -> None: ...
 def double_quantize(scales: Region, codes: Region, absmax: Region, offset: Region) -> None: ...
 def dequantize(format: str, weight: Weight, dtype: str, out: Region) -> None: ...
@@ -69,6 +110,11 @@ def optimizer_update(
     moments: Sequence[tuple[Region, Region | None]],
 ) -> None: ...
 def optimizers() -> list[dict[str, Any]]: ...
+def plan_quantize(format: str, dtype: str, shape: Sequence[int], block_size: int) -> Plan: ...
+def plan_dequantize(weight: Description, dtype: str) -> Plan: ...
+def plan_linear(weight: Description, dtype: str, m: int, bias: bool) -> Plan: ...
+def plan_linear_transposed(weight: Description, dtype: str, m: int) -> Plan: ...
+def format_by_name(name: str) -> dict[str, Any]: ...
 def formats() -> list[dict[str, Any]]: ...
 def conformance(full: bool) -> list[tuple[str, int, list[str]]]: ...
 def instruction_set() -> str: ...

@@ -73,7 +73,8 @@ def _of_a_weight(
     entry: Format, shape: tuple[int, int], dtype: torch.dtype, rows: int, device: str
 ) -> Iterator[Result]:
     case = f"{entry.name} {list(shape)} {str(dtype).removeprefix('torch.')}"
-    size = entry.block_size(None, shape[1])
+    shape = (-(-shape[0] // entry.stacked_rows) * entry.stacked_rows, shape[1])
+    size = entry.geometry(shape).block_size
     w = torch.randn(shape).to(dtype)
     if entry.encoder is None:
         weight = _any_weight(entry, shape, size)
@@ -141,10 +142,12 @@ def _any_weight(entry: Format, shape: tuple[int, int], size: int) -> PackedWeigh
     scales = torch.rand(g.blocks) + 0.5
     if entry.scales_are_bytes:
         scales = torch.randint(120, 130, (g.blocks,), dtype=torch.uint8)
+    scales = scales.to(entry.scale_dtype)
     book = None
     if entry.codebook is None:
         book = torch.randn(2**entry.code_bits * entry.weights_per_code)
-    means = torch.randn(g.blocks) if entry.has_mean else None
+        book = book.sign() if entry.codebook_is_signs else book
+    means = torch.randn(g.blocks).to(entry.scale_dtype).float() if entry.has_mean else None
     return PackedWeight(codes, scales, None, None, None, book, means, entry.name, shape, size, 0)
 
 

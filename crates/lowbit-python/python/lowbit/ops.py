@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats
-from lowbit.backends import NESTED_BLOCK_SIZE, WEIGHT_TENSORS, PackedWeight, cpu, cuda, dense
+from lowbit.backends import NESTED_BLOCK_SIZE, WEIGHT_TENSORS, PackedWeight, cpu, cuda, dense, mps
 
 _WEIGHT = (
     "Tensor codes, Tensor scales, Tensor? nested_absmax, Tensor? nested_map, "
@@ -39,17 +39,28 @@ _SCHEMAS = {
 }
 _WEIGHT_LEN = len(PackedWeight._fields)
 
-NATIVE = ("cpu",)
+_BACKENDS = ((cpu, "CPU"), (mps, "MPS"), (cuda, "CUDA"), (dense, "CompositeExplicitAutograd"))
+
+NATIVE = ("cpu", "mps")
 """Devices that have kernels of ours."""
 
 # The operations are there as long as this object is.
 _library = torch.library.Library("lowbit", "FRAGMENT")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
-    for _module, _key in ((cpu, "CPU"), (cuda, "CUDA"), (dense, "CompositeExplicitAutograd")):
+    for _module, _key in _BACKENDS:
         _library.impl(_name, getattr(_module, _name), _key)
 
+# A search needs no device: elsewhere it runs on the CPU, and what it finds moves.
+_library.define(
+    "search(Tensor w, str format, SymInt block_size, Tensor? importance, int seed)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.impl("search", cpu.search, "CompositeExplicitAutograd")
+
 quantize = torch.ops.lowbit.quantize.default
+search = torch.ops.lowbit.search.default
 double_quantize = torch.ops.lowbit.double_quantize.default
 dequantize = torch.ops.lowbit.dequantize.default
 linear = torch.ops.lowbit.linear.default
@@ -65,8 +76,19 @@ int8_rescale = torch.ops.lowbit.int8_rescale.default
 def _(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
     entry = formats.by_name(format)
     g = entry.geometry(w.shape, block_size)
-    scale_dtype = torch.uint8 if entry.scales_are_bytes else torch.float32
-    return w.new_empty(g.code_bytes, dtype=torch.uint8), w.new_empty(g.blocks, dtype=scale_dtype)
+    codes = w.new_empty(g.code_bytes, dtype=torch.uint8)
+    return codes, w.new_empty(g.blocks, dtype=entry.scale_dtype)
+
+
+@torch.library.register_fake("lowbit::search", lib=_library)
+def _(
+    w: Tensor, format: str, block_size: int, importance: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    entry = formats.by_name(format)
+    g = entry.geometry(w.shape, block_size)
+    codes = w.new_empty(g.code_bytes, dtype=torch.uint8)
+    book = w.new_empty(entry.codebook_len, dtype=torch.float32)
+    return codes, w.new_empty(g.blocks, dtype=entry.scale_dtype), book
 
 
 @torch.library.register_fake("lowbit::double_quantize", lib=_library)

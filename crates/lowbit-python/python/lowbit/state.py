@@ -153,7 +153,11 @@ class QuantState:
         ['absmax', 'quant_map', 'quant_state.bitsandbytes__nf4']
         """
         # Copies of tables: safetensors refuses tensors that share memory.
-        tensors = {"absmax": self.absmax, "quant_map": self.code.clone()}
+        book = pack_signs(self.code, self.format) if self.format.codebook_is_signs else None
+        tensors = {
+            "absmax": self.absmax,
+            "quant_map": self.code.clone() if book is None else book,
+        }
         rest: dict[str, Any] = {
             "quant_type": self.quant_type,
             "blocksize": self.block_size,
@@ -171,6 +175,10 @@ class QuantState:
         entry = self.format
         if entry.scales_are_bytes:
             rest["scale_dtype"] = _BYTE_SCALES
+        elif self.absmax.dtype is torch.float16:
+            rest["scale_dtype"] = _name(torch.float16)
+            if self.means is not None:
+                tensors["means"] = self.means.half()
         if not packed:
             return tensors | rest
         text = json.dumps(rest).encode()
@@ -200,9 +208,9 @@ class QuantState:
         entry = formats.by_name(_take(given, "quant_type", str))
         move = (lambda t: t) if device is None else (lambda t: t.to(device))
         absmax = move(_take(given, "absmax", Tensor))
-        expected = (
-            torch.uint8 if entry.scales_are_bytes or "nested_absmax" in given else torch.float32
-        )
+        expected = torch.uint8 if "nested_absmax" in given else entry.scale_dtype
+        if entry.scales_are_means and given.get("scale_dtype") is None:
+            expected = torch.float32
         if absmax.dtype is not expected:
             raise ValueError(
                 f"absmax: expected {expected} for {entry.name} with the keys {sorted(given)}, "
@@ -227,7 +235,7 @@ class QuantState:
             codebook=_foreign_codebook(entry, given.get("quant_map"), move),
             offset=offset,
             state2=state2,
-            means=None if means is None else move(means),
+            means=None if means is None else move(means.float()),
         )
 
 
@@ -257,12 +265,37 @@ def packed_key(entry: formats.Format) -> str:
     return f"{_PACKED_KEY}.{entry.library}__{entry.name}"
 
 
+def pack_signs(book: Tensor, entry: formats.Format) -> Tensor:
+    """A codebook of -1, 0 and 1 as checkpoints hold it: u8, two planes of bits for each code."""
+    values = book.view(-1, entry.weights_per_code)
+    missing = -entry.weights_per_code % 8
+    planes = torch.stack([values > 0, values != 0], 1)
+    bits = torch.nn.functional.pad(planes.to(torch.uint8), (0, missing)).unflatten(-1, (-1, 8))
+    places = 2 ** torch.arange(8, device=book.device, dtype=torch.uint8)
+    return (bits * places).sum(-1, dtype=torch.uint8).flatten()
+
+
+def unpack_signs(stored: Tensor, entry: formats.Format) -> Tensor:
+    """The inverse of `pack_signs`: f32."""
+    if stored.dtype is not torch.uint8 or stored.numel() % (2 * -(-entry.weights_per_code // 8)):
+        raise ValueError(
+            f"quant_map: expected u8 planes of bits for {entry.name}, got {stored.dtype} of "
+            f"{stored.numel()}"
+        )
+    shifts = torch.arange(8, device=stored.device, dtype=torch.uint8)
+    bits = stored.view(-1, 2, -(-entry.weights_per_code // 8), 1) >> shifts & 1
+    planes = bits.flatten(-2)[..., : entry.weights_per_code].float()
+    return ((2 * planes[:, 0] - 1) * planes[:, 1]).flatten()
+
+
 def _foreign_codebook(
     entry: formats.Format, book: Tensor | None, move: Callable[[Tensor], Tensor]
 ) -> Tensor | None:
     """The table of a checkpoint, if it has other values than the format's own."""
     if book is None or (entry.codebook is not None and book.is_meta):
         return None
+    if entry.codebook_is_signs:
+        return move(unpack_signs(book, entry))
     if entry.codebook is not None:
         own = own_codebook(entry.name, book.device)
         if book.shape == own.shape and torch.equal(book.float().nan_to_num(), own.nan_to_num()):

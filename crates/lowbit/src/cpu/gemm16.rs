@@ -56,7 +56,8 @@ pub(crate) fn prepare<'a>(
     split: bool,
     pool: &Pool,
 ) -> Option<Prepared<'a>> {
-    let Codes::Nibbles { table, low_first } = view.codes else { return None };
+    let Codes::Nibbles { table, low_first } = &view.codes else { return None };
+    let (table, low_first) = (*table, *low_first);
     let rows = view.aligned(STEP16 / 2)?;
     let block_shift = match rows.block_size {
         size if size == STEP16 / 2 => None,

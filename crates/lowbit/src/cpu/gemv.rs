@@ -36,19 +36,19 @@ impl Task for Gemv<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Some(rows) = self.view.aligned(4 * S::LANES) else { return };
-        match self.view.codes {
+        match &self.view.codes {
             Codes::Nibbles { table, low_first: false } => {
-                self.with(s, Nibbles::<S, false>::new(s, &table), rows);
+                self.with(s, Nibbles::<S, false>::new(s, table), rows);
             }
             Codes::Nibbles { table, low_first: true } => {
-                self.with(s, Nibbles::<S, true>::new(s, &table), rows);
+                self.with(s, Nibbles::<S, true>::new(s, table), rows);
             }
             Codes::Bytes(table) => self.with(s, Bytes(table), rows),
             Codes::Ints => self.with(s, Ints, rows),
             Codes::Dense(DType::F32) => self.with(s, F32, rows),
             Codes::Dense(DType::F16) => self.with(s, F16, rows),
             Codes::Dense(DType::BF16) => self.with(s, BF16, rows),
-            Codes::Other(_) => {}
+            Codes::Groups(_) | Codes::Other(_) => {}
         }
     }
 }

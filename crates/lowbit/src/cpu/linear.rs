@@ -7,6 +7,7 @@ use super::gemm::Gemm;
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
+use super::lookup;
 use super::simd::{Simd, Task};
 use super::tile;
 use super::view::View;
@@ -80,20 +81,26 @@ fn multiply(
     } else {
         None
     };
+    let tables = if m == 1 { lookup::prepare(isa, view, x, pool) } else { None };
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
-    let products = |yt: &mut [f32]| match &sixteen {
-        Some(p) if m == 1 => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemv16 { p, first, y })),
-        Some(p) => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y })),
-        None if m == 1 && Gemv::fits(isa, view) => {
+    let products = |yt: &mut [f32]| match (&sixteen, &tables) {
+        (Some(p), _) if m == 1 => {
+            pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemv16 { p, first, y }));
+        }
+        (Some(p), _) => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y })),
+        (None, Some(tables)) => {
+            pool.rows(yt, m, tables.rows(), |first, y| tables.multiply(first, y));
+        }
+        (None, None) if m == 1 && Gemv::fits(isa, view) => {
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemv { view, x, first, y }));
         }
-        None if k > 0 && fills(m, isa.run(Width)) => {
+        (None, None) if k > 0 && fills(m, isa.run(Width)) => {
             let x = &tile::panels(x, m, k, isa.run(Width), pool);
             pool.rows(yt, m, ROWS_WIDE, |first, y| {
                 isa.run(GemmWide { view, x, m, first, y });
             });
         }
-        None => {
+        (None, None) => {
             let x = &Gemm::pad(x, m, k);
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemm { view, x, m, first, y }));
         }

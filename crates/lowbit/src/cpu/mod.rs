@@ -11,9 +11,11 @@ mod gemm;
 mod gemm16;
 mod gemm_wide;
 mod gemv;
+mod groups;
 mod int8;
 mod int8_linear;
 mod linear;
+mod lookup;
 pub mod measure;
 mod outliers;
 mod quantize;
@@ -30,6 +32,8 @@ pub use outliers::WithoutOutliers;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::format::Values;
+use crate::quantizers::{Search, patterns};
 use crate::tensor::rows_cols;
 use crate::{
     DType, Element, Error, Format, NESTED_BLOCK_SIZE, Nested, QTensor, Result, Scales, Weight,
@@ -72,6 +76,10 @@ impl Cpu {
         shape: &[usize],
         block_size: Option<usize>,
     ) -> Result<QTensor> {
+        if let (None, Values::Patterns { .. }) = (format.encoder, format.values) {
+            let (w, search) = (to_f32(w), Search::default());
+            return patterns::quantize(self.isa, format, &w, shape, block_size, None, &search);
+        }
         quantize::quantize(self.isa, format, w, shape, block_size)
     }
 
@@ -79,7 +87,7 @@ impl Cpu {
     /// [`Geometry::code_bytes`](crate::Geometry) says, whatever was in them. Returns the scales.
     ///
     /// # Errors
-    /// As [`quantize`](Self::quantize), and [`Error::Argument`] if `codes` has another length.
+    /// As [`quantize`](Self::quantize), and for a format whose codebook is made for each tensor, and [`Error::Argument`] if `codes` has another length.
     pub fn quantize_into<T: Element>(
         &self,
         format: &'static Format,
@@ -100,11 +108,11 @@ impl Cpu {
         let scales = match q.scales() {
             Scales::F32(scales) => scales,
             Scales::Nested(_) => return Ok(q),
-            Scales::E8M0(_) => {
+            Scales::E8M0(_) | Scales::F16(_) => {
                 return Err(Error::argument(
                     "double_quantize",
                     "f32 scales",
-                    format!("{}, whose scales are bytes already", q.format().name),
+                    format!("{}, whose scales are small already", q.format().name),
                     "leave double quantization out",
                 ));
             }

@@ -7,7 +7,7 @@ use super::convert;
 use super::dispatch::Isa;
 use super::reference::{Scaling, assemble, check_quantize, encoder_of, finish};
 use super::simd::{Simd, Task};
-use crate::format::{Encoder, Layout, Packing, Values};
+use crate::format::{Encoder, Layout, Packing, ScaleKind, Values, absmean};
 use crate::tensor::Geometry;
 use crate::{DType, Element, Error, Format, QTensor, Result, Scales, pack};
 
@@ -41,7 +41,9 @@ pub(crate) fn quantize_into<T: Element>(
     check_len("quantize", "bytes of codes", g.code_bytes, codes.len())?;
     let coder = Coder::new(format, encoder_of(format)?, w.len());
     let mut absmax = vec![0.0f32; g.blocks];
-    if !w.is_empty() {
+    if let Some((rows, _)) = g.stacked {
+        stacked(format, w, rows, codes, &mut absmax)?;
+    } else if !w.is_empty() {
         // Pieces of whole blocks, of whole rows where rows lie apart.
         let (weights, blocks, bytes) = match g.row_bytes {
             None => {
@@ -65,12 +67,46 @@ pub(crate) fn quantize_into<T: Element>(
             parts.zip(codes.par_chunks_mut(bytes)).map(task).reduce(|| true, |a, b| a && b)
         };
         if !finite {
-            let found = w.iter().map(|v| v.to_f32()).enumerate().find(|(_, v)| !v.is_finite());
-            let (index, value) = found.unwrap_or((0, f32::NAN));
-            return Err(Error::NotFinite { op: "quantize", index, value });
+            return Err(not_finite(w));
         }
     }
     Ok(finish(format, &g, codes, &absmax))
+}
+
+/// The first number that is not finite.
+fn not_finite<T: Element>(w: &[T]) -> Error {
+    let found = w.iter().map(|v| v.to_f32()).enumerate().find(|(_, v)| !v.is_finite());
+    let (index, value) = found.unwrap_or((0, f32::NAN));
+    Error::NotFinite { op: "quantize", index, value }
+}
+
+/// A tensor of one block, whose bytes hold the codes of rows `r`, `r + rows`, `r + 2 rows`, ..
+fn stacked<T: Element>(
+    format: &'static Format,
+    w: &[T],
+    rows: usize,
+    codes: &mut [u8],
+    scale: &mut [f32],
+) -> Result<()> {
+    let [scale] = scale else { return Ok(()) };
+    let wide: Vec<f32> = w.iter().map(|v| v.to_f32()).collect();
+    if !wide.iter().all(|v| v.is_finite()) {
+        return Err(not_finite(w));
+    }
+    let encoder = encoder_of(format)?;
+    *scale = absmean(&wide);
+    let scaling = Scaling::new(format, *scale);
+    let k = codes.len() / rows;
+    codes.par_chunks_mut(k).enumerate().for_each(|(row, codes)| {
+        codes.fill(0);
+        for (i, w) in wide.chunks_exact(k).skip(row).step_by(rows).enumerate() {
+            for (byte, w) in codes.iter_mut().zip(w) {
+                let code = encoder.encode(scaling.apply(*w)).into();
+                pack::set(format.packing, format.code_bits, std::slice::from_mut(byte), i, code);
+            }
+        }
+    });
+    Ok(())
 }
 
 /// How a format's codes are found fast.
@@ -202,7 +238,10 @@ impl<T: Element> Task for Piece<'_, T> {
                 if bits >= f32::INFINITY.to_bits() {
                     return false;
                 }
-                *absmax = f32::from_bits(bits);
+                *absmax = match format.scale {
+                    ScaleKind::Absmean => absmean(w),
+                    _ => f32::from_bits(bits),
+                };
                 encode.block(w, Scaling::new(format, *absmax), codes, i * g.block_size);
             }
             if let Layout::Rows { pad, .. } = format.layout {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::format::{Layout, ScaleKind};
+use crate::format::{Layout, ScaleKind, absmean, f16_scale};
 use crate::tensor::{Geometry, rows_cols};
 use crate::{
     Error, Format, NESTED_BLOCK_SIZE, Nested, Parts, QTensor, Result, Scales, formats, pack,
@@ -28,15 +28,15 @@ pub fn quantize(
     if let Some(index) = w.iter().position(|v| !v.is_finite()) {
         return Err(Error::NotFinite { op: "quantize", index, value: w[index] });
     }
-    let mut absmax = vec![0.0f32; g.blocks];
+    let mut blocks = vec![Vec::new(); g.blocks];
     for (i, v) in w.iter().enumerate() {
-        let block = &mut absmax[g.block(i / g.k, i % g.k)];
-        *block = block.max(v.abs());
+        blocks[g.block(i / g.k, i % g.k)].push(*v);
     }
+    let magnitudes: Vec<f32> = blocks.iter().map(|b| magnitude(format, b)).collect();
     let mut codes = vec![0u8; g.code_bytes];
     let padded = match format.layout {
         Layout::Rows { pad, .. } => g.k.next_multiple_of(pad),
-        Layout::Flat { .. } => g.k,
+        Layout::Flat { .. } | Layout::Stacked { .. } => g.k,
     };
     let encoder = encoder_of(format)?;
     for row in 0..g.n {
@@ -44,7 +44,7 @@ pub fn quantize(
         for col in 0..padded {
             let code = match col < g.k {
                 true => {
-                    let scaling = Scaling::new(format, absmax[g.block(row, col)]);
+                    let scaling = Scaling::new(format, magnitudes[g.block(row, col)]);
                     encoder.encode(scaling.apply(w[row * g.k + col]))
                 }
                 false => encoder.encode(0.0),
@@ -53,18 +53,31 @@ pub fn quantize(
                 format.packing,
                 format.code_bits,
                 &mut codes[byte..],
-                first + col,
+                first + col * g.stride(),
                 code.into(),
             );
         }
     }
-    let scales = finish(format, &g, &mut codes, &absmax);
+    let scales = finish(format, &g, &mut codes, &magnitudes);
     assemble(format, shape, &g, codes, scales)
 }
 
-/// The scales of blocks with these absmax. A flat run may end inside a byte: what follows is the
+/// What a block's scale is made from: its largest magnitude, or the mean.
+fn magnitude(format: &Format, block: &[f32]) -> f32 {
+    match format.scale {
+        ScaleKind::Absmean => absmean(block),
+        _ => block.iter().fold(0.0, |most, v| v.abs().max(most)),
+    }
+}
+
+/// The scales of blocks with these magnitudes. A flat run may end inside a byte: what follows is the
 /// code of zero.
-pub(crate) fn finish(format: &Format, g: &Geometry, codes: &mut [u8], absmax: &[f32]) -> Scales {
+pub(crate) fn finish(
+    format: &Format,
+    g: &Geometry,
+    codes: &mut [u8],
+    magnitudes: &[f32],
+) -> Scales {
     if let (Layout::Flat { .. }, Some(encoder)) = (format.layout, format.encoder) {
         let total = codes.len() * 8 / format.code_bits as usize;
         for i in g.n * g.k..total {
@@ -73,9 +86,10 @@ pub(crate) fn finish(format: &Format, g: &Geometry, codes: &mut [u8], absmax: &[
         }
     }
     match format.scale {
-        ScaleKind::Absmax => Scales::F32(absmax.to_vec().into()),
-        ScaleKind::Step => Scales::F32(absmax.iter().map(|a| a / format.peak).collect()),
-        ScaleKind::E8M0 => Scales::E8M0(absmax.iter().map(|a| e8m0_of(format, *a)).collect()),
+        ScaleKind::Absmax => Scales::F32(magnitudes.to_vec().into()),
+        ScaleKind::Step => Scales::F32(magnitudes.iter().map(|a| a / format.peak).collect()),
+        ScaleKind::E8M0 => Scales::E8M0(magnitudes.iter().map(|a| e8m0_of(format, *a)).collect()),
+        ScaleKind::Absmean => Scales::F16(magnitudes.iter().map(|a| f16_scale(*a)).collect()),
     }
 }
 
@@ -111,7 +125,7 @@ impl Scaling {
     pub fn new(format: &Format, absmax: f32) -> Self {
         let factor = match format.scale {
             ScaleKind::E8M0 => 1.0 / crate::e8m0_to_f32(e8m0_of(format, absmax)),
-            ScaleKind::Absmax | ScaleKind::Step => format.peak / absmax,
+            ScaleKind::Absmax | ScaleKind::Step | ScaleKind::Absmean => format.peak / absmax,
         };
         if absmax == 0.0 {
             Scaling { factor: 0.0, divisor: None }
@@ -174,7 +188,7 @@ pub(crate) fn encoder_of(format: &'static Format) -> Result<&'static crate::form
 pub fn weight(q: &QTensor, row: usize, col: usize) -> f32 {
     let (format, g) = (q.format(), q.geometry());
     let (byte, first) = g.run(row);
-    let (index, per_code) = (first + col, format.weights_per_code);
+    let (index, per_code) = (first + col * g.stride(), format.weights_per_code);
     let code = pack::get(format.packing, format.code_bits, &q.codes()[byte..], index / per_code);
     let value = q.codebook()[code * per_code + index % per_code];
     let block = g.block(row, col);

@@ -1,13 +1,14 @@
 //! How kernels see a weight, and how they read it: any run of a row as f32.
 
-use crate::format::{Layout, Packing, Values};
+use crate::format::{Packing, Values};
 use crate::tensor::{Geometry, rows_cols};
 use crate::{DType, QTensor, Scales, Weight, pack};
 
+use super::groups::Groups;
 use super::simd::{Simd, Task};
 
 /// A weight `w: [N, K]` as kernels see it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct View<'a> {
     pub n: usize,
     pub k: usize,
@@ -18,7 +19,7 @@ pub(crate) struct View<'a> {
 }
 
 /// What the bytes are.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) enum Codes<'a> {
     /// Two codes a byte.
     Nibbles { table: [f32; 16], low_first: bool },
@@ -26,6 +27,8 @@ pub(crate) enum Codes<'a> {
     Bytes(&'a [f32; 256]),
     /// A signed integer a byte.
     Ints,
+    /// Codes that each stand for a group of weights.
+    Groups(Groups),
     /// Any other packing, read code by code.
     Other(&'a QTensor),
     /// Numbers.
@@ -57,7 +60,8 @@ impl<'a> View<'a> {
         let book = q.codebook();
         let low_first = format.packing == Packing::LowFirst;
         let plain = format.weights_per_code == 1
-            && matches!(format.packing, Packing::HighFirst | Packing::LowFirst);
+            && matches!(format.packing, Packing::HighFirst | Packing::LowFirst)
+            && geometry.stacked.is_none();
         let codes = match (plain, format.code_bits, format.values) {
             (true, 4, _) => match book.try_into() {
                 Ok(table) => Codes::Nibbles { table, low_first },
@@ -65,7 +69,7 @@ impl<'a> View<'a> {
             },
             (true, 8, Values::Integer(_)) if !q.has_own_codebook() => Codes::Ints,
             (true, 8, _) => book.try_into().map_or(Codes::Other(q), Codes::Bytes),
-            _ => Codes::Other(q),
+            _ => Groups::of(q).map_or(Codes::Other(q), Codes::Groups),
         };
         let blocks = Blocks { geometry, scales: q.scales(), means: q.means(), unit: format.unit };
         View { n: geometry.n, k: geometry.k, codes, bytes: q.codes(), blocks: Some(blocks) }
@@ -77,7 +81,7 @@ impl<'a> View<'a> {
             Codes::Nibbles { .. } => 4,
             Codes::Bytes(_) | Codes::Ints => 8,
             Codes::Dense(dtype) => 8 * dtype.size(),
-            Codes::Other(_) => 0,
+            Codes::Groups(_) | Codes::Other(_) => 0,
         }
     }
 
@@ -124,21 +128,29 @@ impl<'a> View<'a> {
     /// Weights `col..col + out.len()` of row `row`, scaled.
     #[inline(always)]
     pub fn decode<S: Simd>(&self, s: S, row: usize, col: usize, out: &mut [f32]) {
-        match self.codes {
+        match &self.codes {
             Codes::Nibbles { table, low_first: false } => {
-                self.decode_with(s, Nibbles::<S, false>::new(s, &table), row, col, out);
+                self.decode_with(s, Nibbles::<S, false>::new(s, table), row, col, out);
             }
             Codes::Nibbles { table, low_first: true } => {
-                self.decode_with(s, Nibbles::<S, true>::new(s, &table), row, col, out);
+                self.decode_with(s, Nibbles::<S, true>::new(s, table), row, col, out);
             }
             Codes::Bytes(table) => self.decode_with(s, Bytes(table), row, col, out),
             Codes::Ints => self.decode_with(s, Ints, row, col, out),
             Codes::Dense(DType::F32) => self.decode_with(s, F32, row, col, out),
             Codes::Dense(DType::F16) => self.decode_with(s, F16, row, col, out),
             Codes::Dense(DType::BF16) => self.decode_with(s, BF16, row, col, out),
+            Codes::Groups(groups) => {
+                // Rows lie apart.
+                groups.decode(self.run(row).0, col, out);
+                if let Some(blocks) = &self.blocks {
+                    blocks.scale(s, row, col, out);
+                }
+            }
             Codes::Other(q) => {
                 let (bytes, first) = self.run(row);
-                decode_other(q, bytes, first + col, out);
+                let stride = self.blocks.map_or(1, |b| b.geometry.stride());
+                decode_other(q, bytes, first + col * stride, stride, out);
                 if let Some(blocks) = &self.blocks {
                     blocks.scale(s, row, col, out);
                 }
@@ -405,12 +417,24 @@ fn decode_run<S: Simd, D: Decode<S>>(s: S, d: D, bytes: &[u8], at: usize, out: &
     }
 }
 
-/// The same for any packing, and for codes that stand for several weights.
-fn decode_other(q: &QTensor, bytes: &[u8], at: usize, out: &mut [f32]) {
+/// The same for any packing, for codes that stand for several weights, and for those that lie apart.
+fn decode_other(q: &QTensor, bytes: &[u8], at: usize, stride: usize, out: &mut [f32]) {
     let (format, book) = (q.format(), q.codebook());
     let per_code = format.weights_per_code;
+    let width = format.code_bits as usize;
+    if (format.packing, per_code) == (Packing::LowFirst, 1) && width < 8 && 8 % width == 0 {
+        // Codes that lie within a byte: a power of two of them, so the divisions are shifts.
+        let (per_byte, mask) = (8 / width, (1 << width) - 1);
+        let shift = per_byte.trailing_zeros();
+        for (i, o) in out.iter_mut().enumerate() {
+            let index = at + i * stride;
+            let code = bytes[index >> shift] >> ((index & (per_byte - 1)) * width);
+            *o = book[usize::from(code & mask)];
+        }
+        return;
+    }
     for (i, o) in out.iter_mut().enumerate() {
-        let index = at + i;
+        let index = at + i * stride;
         let code = pack::get(format.packing, format.code_bits, bytes, index / per_code);
         *o = book[code * per_code + index % per_code];
     }
@@ -434,5 +458,5 @@ impl Task for DecodeRow<'_, '_> {
 
 /// Whether a format's rows lie apart: then a run of a flat tensor cannot cross them.
 pub(crate) fn has_rows(q: &QTensor) -> bool {
-    matches!(q.format().layout, Layout::Rows { .. })
+    q.format().needs_rows()
 }

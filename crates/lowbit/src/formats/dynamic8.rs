@@ -115,6 +115,7 @@ const fn format(
         has_mean: false,
         encoder: Some(encoder),
         keys: Keys::QuantState { library: "lowbit" },
+        variant: None,
     }
 }
 

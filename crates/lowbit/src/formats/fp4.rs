@@ -43,4 +43,5 @@ pub(super) static FP4: Format = Format {
     has_mean: false,
     encoder: Some(&ENCODER),
     keys: Keys::QuantState { library: "bitsandbytes" },
+    variant: None,
 };

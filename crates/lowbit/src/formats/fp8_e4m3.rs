@@ -55,6 +55,7 @@ pub(super) static FP8_E4M3: Format = Format {
     has_mean: false,
     encoder: Some(&ENCODER),
     keys: Keys::QuantState { library: "lowbit" },
+    variant: None,
 };
 
 #[cfg(test)]

@@ -55,4 +55,5 @@ pub(super) static INT8: Format = Format {
     has_mean: false,
     encoder: Some(&ENCODER),
     keys: Keys::RowStats,
+    variant: None,
 };

@@ -38,4 +38,5 @@ pub(super) static MXFP4: Format = Format {
     has_mean: false,
     encoder: Some(&ENCODER),
     keys: Keys::QuantState { library: "lowbit" },
+    variant: None,
 };

@@ -39,4 +39,5 @@ pub(super) static NF4: Format = Format {
     has_mean: false,
     encoder: Some(&ENCODER),
     keys: Keys::QuantState { library: "bitsandbytes" },
+    variant: None,
 };

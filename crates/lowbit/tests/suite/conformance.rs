@@ -39,6 +39,7 @@ static VECTORS: Format = Format {
     has_mean: true,
     encoder: None,
     keys: Keys::QuantState { library: "lowbit" },
+    variant: None,
 };
 
 static TRITS: Format = Format {
@@ -55,11 +56,14 @@ static TRITS: Format = Format {
     has_mean: false,
     encoder: None,
     keys: Keys::QuantState { library: "lowbit" },
+    variant: None,
 };
 
 #[test]
 fn formats_to_come_need_no_new_kernel() {
-    for format in [&VECTORS, &TRITS] {
+    let wide = formats::by_name("sub1-v16-c4096").unwrap();
+    let crossing = formats::by_name("sub1-v10-c512").unwrap();
+    for format in [&VECTORS, &TRITS, wide, crossing] {
         for isa in Isa::available() {
             let mut report = Report::default();
             run_format(&Cpu::with(isa), format, Size::Full, &mut report);

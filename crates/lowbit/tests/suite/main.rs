@@ -5,3 +5,4 @@ mod acceptance;
 mod conformance;
 mod golden;
 mod optim;
+mod sub_two_bits;

@@ -115,6 +115,29 @@ VECTORS(ulong)
 #undef VECTORS
 #undef VECTOR
 
+// Columns of vectors, one after the other.
+template <class T, int C, int R>
+struct matrix {
+    vec<T, R> columns[C];
+
+    matrix() = default;
+    template <class... Rest>
+    matrix(vec<T, R> first, Rest... rest) : columns{first, rest...} {}
+    vec<T, R>& operator[](int i) { return columns[i]; }
+    const vec<T, R>& operator[](int i) const { return columns[i]; }
+};
+#define MATRICES(T, C)                                                                                       \
+    typedef matrix<T, C, 2> T##C##x2;                                                                        \
+    typedef matrix<T, C, 3> T##C##x3;                                                                        \
+    typedef matrix<T, C, 4> T##C##x4;
+MATRICES(half, 2)
+MATRICES(half, 3)
+MATRICES(half, 4)
+MATRICES(float, 2)
+MATRICES(float, 3)
+MATRICES(float, 4)
+#undef MATRICES
+
 // Vectors have no elements of type bool here: a comparison gives integers, all of whose bits are set or none.
 #define BOOLEANS(N)                                                                                          \
     typedef int##N bool##N;                                                                                  \

@@ -2,7 +2,9 @@
 //! cache holds.
 
 use lowbit::{Element, Format, QTensor, Weight};
-use lowbit_gpu::{Buffer, Gpu, GpuWeight, Quantizer, Queue, dequantize, linear};
+use lowbit_gpu::{
+    Buffer, Gpu, GpuWeight, Quantizer, Queue, Schedule, dequantize, linear, linear_scheduled,
+};
 
 use super::measure::Times;
 use crate::failure::Result;
@@ -74,13 +76,25 @@ impl Place {
         q: &QTensor,
         x: &[T],
         rows: usize,
+        schedule: Option<Schedule>,
         seconds: f32,
     ) -> Result<(Times, Vec<T>)> {
         let gpu = &self.gpu;
         let weight = Weight::Quantized(q.clone());
         let weights = self.copies(q.bytes(), || GpuWeight::upload(gpu, &weight))?;
         let x = gpu.upload(bytemuck::cast_slice(x))?;
-        let product = |i: usize| linear(gpu, &x, rows, &weights[i], None, T::DTYPE);
+        let product = |i: usize| match schedule {
+            None => linear(gpu, &x, rows, &weights[i], None, T::DTYPE),
+            Some(schedule) => linear_scheduled(gpu, &x, rows, &weights[i], schedule, T::DTYPE)?
+                .ok_or_else(|| {
+                    lowbit::Error::argument(
+                        "bench linear",
+                        "a product that this GPU takes on matrix hardware",
+                        format!("{rows} rows of {} on {}", T::DTYPE, gpu.adapter().name()),
+                        "leave --schedule out, or ask for more --rows of bf16 or f16",
+                    )
+                }),
+        };
         let times = self.time(seconds, weights.len(), product)?;
         let y = product(0)?;
         Ok((times, self.read(&y, rows * q.rows())?))

@@ -15,9 +15,10 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 
 use lowbit::{DType, Format};
+use lowbit_gpu::Schedule;
 
 use crate::args::{self, Threads};
-use crate::device::DeviceArgs;
+use crate::device::{Chosen, DeviceArgs};
 use crate::failure::{Failure, Result};
 use crate::ui::Progress;
 use cases::{Case, Operation};
@@ -48,6 +49,10 @@ enum What {
         /// Rows of x (M), each measured
         #[arg(long, value_name = "M", default_value = "1,16,128", value_delimiter = ',')]
         rows: Vec<NonZeroUsize>,
+        /// On a GPU with matrix hardware: how tiles of results are dealt to groups of threads, each
+        /// measured; whole, split:PARTS (split-K) or stream:GROUPS (stream-K) [default: the best]
+        #[arg(long, value_name = "S", value_delimiter = ',', value_parser = args::schedule)]
+        schedule: Vec<Schedule>,
     },
     Model(model::Args),
     Optimizer(optimizer::Args),
@@ -68,6 +73,7 @@ Examples:
   lowbit bench linear
   lowbit bench linear --rows 1 --dtype f32,bf16 --seconds 3
   lowbit bench linear --double-quant --shape 4096x4096,4096x11008 --json
+  lowbit bench linear --device gpu --shape 4096x16384 --rows 4096 --schedule whole,split:2,stream:264
 
 Weights are rotated over more than the last-level cache, so every call finds them in memory. \
 gb_s and gflop_s are taken from the median; floor_ms is what the memory bandwidth and the \
@@ -119,8 +125,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     match &args.what {
         What::Quantize(options) => run_cases(options, &[Operation::Quantize], out),
         What::Dequantize(options) => run_cases(options, &[Operation::Dequantize], out),
-        What::Linear { options, rows } => {
-            let operations: Vec<_> = rows.iter().map(|m| Operation::Linear(m.get())).collect();
+        What::Linear { options, rows, schedule } => {
+            let schedules = match schedule.is_empty() {
+                true => vec![None],
+                false => schedule.iter().copied().map(Some).collect(),
+            };
+            let operations: Vec<_> = rows
+                .iter()
+                .flat_map(|m| schedules.iter().map(|s| Operation::Linear(m.get(), *s)))
+                .collect();
             run_cases(options, &operations, out)
         }
         What::Model(args) => model::run(args, out),
@@ -131,11 +144,17 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
 fn run_cases(options: &Options, operations: &[Operation], out: &mut dyn Write) -> Result {
     let cases = cases_of(options, operations)?;
     options.threads.apply()?;
+    let chosen = options.device.choose()?;
+    let scheduled = cases.iter().any(|c| matches!(c.operation, Operation::Linear(_, Some(_))));
+    if scheduled && matches!(chosen, Chosen::Cpu) {
+        let text = "--schedule is for GPUs with matrix hardware; add --device gpu";
+        return Err(Failure::usage(text));
+    }
     let mut report = Report::new(options.effort.json, out);
     warn_of_debug_build()?;
     let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
-    let on = On::new(options.device.choose()?, options.serial)?;
+    let on = On::new(chosen, options.serial)?;
     for (done, case) in cases.iter().enumerate() {
         progress.update(done as u64, cases.len() as u64, &case.to_string());
         let measured = case.measure(&on, options.effort.seconds)?;

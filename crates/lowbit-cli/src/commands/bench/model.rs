@@ -260,6 +260,7 @@ fn record(
         format: subject.format.clone(),
         shape: None,
         rows: Some(tokens),
+        schedule: None,
         dtype: subject.activations.name(),
         device: on.device(),
         isa: on.name(),

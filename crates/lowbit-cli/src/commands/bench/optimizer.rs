@@ -155,6 +155,7 @@ impl Case {
             floor_ms: 1e3 * bytes / times.bandwidth,
             block_size: self.is_8bit.then_some(BLOCK_SIZE),
             double_quant: false,
+            schedule: None,
             tok_s: None,
         };
         Ok(Measured { record, bandwidth: times.bandwidth })

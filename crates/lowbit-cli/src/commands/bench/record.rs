@@ -19,6 +19,9 @@ pub struct Record {
     pub shape: Option<[usize; 2]>,
     /// Rows of `x`, for linear; tokens at once, for a model.
     pub rows: Option<usize>,
+    /// How a product on matrix hardware was dealt, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Of the activations, or of the unquantized weights.
     pub dtype: &'static str,
     pub device: &'static str,
@@ -86,7 +89,11 @@ impl<'a> Report<'a> {
         self.table.row([
             record.format,
             record.shape.map_or("-".into(), |[n, k]| format!("{n}x{k}")),
-            record.rows.map_or("-".into(), |rows| rows.to_string()),
+            [record.rows.map(|rows| rows.to_string()), record.schedule]
+                .into_iter()
+                .flatten()
+                .reduce(|rows, schedule| format!("{rows} {schedule}"))
+                .unwrap_or_else(|| "-".into()),
             record.dtype.to_owned(),
             milliseconds(record.ms_min),
             milliseconds(record.ms_median),

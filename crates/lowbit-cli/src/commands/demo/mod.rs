@@ -127,9 +127,14 @@ impl Variant {
     }
 }
 
-/// Every format that can hold weights of both signs, and `format` with double quantization too.
+/// Every format that can hold weights of both signs with bits enough for a small model, and `format` with
+/// double quantization too. `lowbit eval --sweep` shows the others.
 fn variants(format: &Format) -> Vec<Variant> {
-    let usable = |f: &&&Format| f.encoder.is_some() && args::holds_negatives(f);
+    let usable = |f: &&&Format| {
+        f.encoder.is_some()
+            && args::holds_negatives(f)
+            && (f.code_bits >= 4 || f.name == format.name)
+    };
     let mut all = Vec::new();
     for f in formats::ALL.iter().filter(usable) {
         all.push(Variant { format: f, double_quant: false });

@@ -3,6 +3,7 @@
 | module | devices | how |
 |---|---|---|
 | `cpu` | cpu | the Rust kernels |
+| `mps` | mps | the GPU crate's kernels as Metal text, compiled by torch |
 | `cuda` | cuda | bitsandbytes, where it is installed and has the format |
 | `dense` | any other | torch's own operations on dequantized weights |
 """

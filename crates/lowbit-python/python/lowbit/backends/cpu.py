@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lowbit import _native, formats
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
+from lowbit.backends.checks import check_bias, check_f32, dtype_name, rows_and_columns
 
-_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _threads = 0
 
 if hasattr(os, "register_at_fork"):
@@ -27,11 +27,11 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
     """`lowbit::quantize`."""
     _follow_torch()
     w = w.contiguous()
-    dtype = _dtype(w, "w")
+    dtype = dtype_name(w, "w")
     entry = formats.by_name(format)
     g = entry.geometry(w.shape, block_size)
     codes = torch.empty(g.code_bytes, dtype=torch.uint8)
-    scales = torch.empty(g.blocks, dtype=torch.uint8 if entry.scales_are_bytes else torch.float32)
+    scales = torch.empty(g.blocks, dtype=entry.scale_dtype)
     _native.quantize(
         format,
         dtype,
@@ -42,6 +42,33 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
         _fresh(scales),
     )
     return codes, scales
+
+
+def search(
+    w: Tensor, format: str, block_size: int, importance: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lowbit::search`."""
+    _follow_torch()
+    device, w = w.device, w.to("cpu", torch.float32).contiguous()
+    entry = formats.by_name(format)
+    g = entry.geometry(w.shape, block_size)
+    codes = torch.empty(g.code_bytes, dtype=torch.uint8)
+    scales = torch.empty(g.blocks, dtype=entry.scale_dtype)
+    book = torch.empty(entry.codebook_len, dtype=torch.float32)
+    if importance is not None:
+        importance = importance.to("cpu", torch.float32).contiguous()
+    _native.search(
+        format,
+        _region(w, "w"),
+        w.shape,
+        g.block_size,
+        None if importance is None else _region(importance, "importance"),
+        seed,
+        _fresh(codes),
+        _fresh(scales),
+        _fresh(book),
+    )
+    return codes.to(device), scales.to(device), book.to(device)
 
 
 def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +92,7 @@ def dequantize(dtype: torch.dtype, *weight: Any) -> Tensor:
     _follow_torch()
     w = PackedWeight(*weight)
     out = torch.empty(w.shape, dtype=dtype)
-    _native.dequantize(w.format, _weight(w), _dtype(out, "dtype"), _fresh(out))
+    _native.dequantize(w.format, _weight(w), dtype_name(out, "dtype"), _fresh(out))
     return out
 
 
@@ -78,14 +105,13 @@ def multiply(x: Tensor, bias: Tensor | None, w: PackedWeight) -> Tensor:
     """`lowbit::linear`, for those who call it past torch's dispatcher, with an `x` on the CPU."""
     _follow_torch()
     x = x.contiguous()
-    dtype = _dtype(x, "x")
-    n, _ = _matrix(w)
+    dtype = dtype_name(x, "x")
+    n, _ = rows_and_columns(w)
     y = x.new_empty((x.shape[0], n) if x.dim() == 2 else (*x.shape[:-1], n))
     bias_region = None
     if bias is not None:
         bias = bias.contiguous()
-        if bias.dtype is not x.dtype:
-            raise TypeError(f"bias: expected the dtype of x, {x.dtype}, got {bias.dtype}")
+        check_bias(bias, x)
         bias_region = _region(bias, "bias")
     _native.linear(w.format, _weight(w), dtype, _fresh(x), bias_region, _fresh(y))
     return y
@@ -100,8 +126,8 @@ def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
     """`lowbit::linear_transposed`, for those who call it past torch's dispatcher."""
     _follow_torch()
     dy = dy.contiguous()
-    dtype = _dtype(dy, "dy")
-    _, k = _matrix(w)
+    dtype = dtype_name(dy, "dy")
+    _, k = rows_and_columns(w)
     dx = dy.new_empty((*dy.shape[:-1], k))
     _native.linear_transposed(w.format, _weight(w), dtype, _region(dy, "dy"), _fresh(dx))
     return dx
@@ -130,7 +156,7 @@ def int8_rescale(
     if sums.dtype is not torch.int32:
         raise TypeError(f"sums: expected torch.int32, got {sums.dtype}")
     out = torch.empty(sums.shape, dtype=dtype)
-    name = _dtype(out, "dtype")
+    name = dtype_name(out, "dtype")
     bias_region = None
     if bias is not None:
         bias = bias.to(dtype).contiguous()
@@ -150,8 +176,8 @@ def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) 
     """`lowbit::int8_linear`."""
     _follow_torch()
     w, x = PackedWeight(*weight), x.contiguous()
-    dtype = _dtype(x, "x")
-    n, _ = _matrix(w)
+    dtype = dtype_name(x, "x")
+    n, _ = rows_and_columns(w)
     y = x.new_empty((*x.shape[:-1], n))
     bias_region = None
     if bias is not None:
@@ -167,12 +193,14 @@ def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::embedding`."""
     _follow_torch()
     w, ids = PackedWeight(*weight), ids.to(torch.int64).contiguous()
-    n, k = _matrix(w)
+    n, k = rows_and_columns(w)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise IndexError(f"ids: expected indices from 0 to less than {n}, got {wrong}")
     out = torch.empty((*ids.shape, k), dtype=dtype)
-    _native.embedding(w.format, _weight(w), _region(ids, "ids"), _dtype(out, "dtype"), _fresh(out))
+    _native.embedding(
+        w.format, _weight(w), _region(ids, "ids"), dtype_name(out, "dtype"), _fresh(out)
+    )
     return out
 
 
@@ -188,7 +216,7 @@ def sparse_matmul(
     _follow_torch()
     rows, columns = rows.to(torch.int64).contiguous(), columns.to(torch.int64).contiguous()
     values, dense = values.contiguous(), dense.contiguous()
-    dtype, stored = _dtype(dense, "dense"), dense.dtype if scale is None else torch.int8
+    dtype, stored = dtype_name(dense, "dense"), dense.dtype if scale is None else torch.int8
     if values.dtype is not stored:
         raise TypeError(f"values: expected {stored}, got {values.dtype}")
     if len(shape) != 2:
@@ -228,7 +256,7 @@ def optimizer_update(
         moments: f32 numbers, or u8 codes and the f32 absmax of their blocks.
     """
     _follow_torch()
-    dtype = _dtype(p, "p")
+    dtype = dtype_name(p, "p")
     if g.dtype is not p.dtype:
         raise TypeError(f"g: expected the dtype of p, {p.dtype}, got {g.dtype}")
     regions = []
@@ -260,12 +288,6 @@ def _region(t: Tensor, name: str) -> _native.Region:
     return t.data_ptr(), t.numel()
 
 
-def _matrix(w: PackedWeight) -> Sequence[int]:
-    if len(w.shape) != 2:
-        raise ValueError(f"shape: expected [N, K], got {list(w.shape)}")
-    return w.shape
-
-
 def _fresh(t: Tensor) -> _native.Region:
     """`_region` of a tensor that is known to be contiguous and on the CPU."""
     return t.data_ptr(), t.numel()
@@ -277,16 +299,18 @@ def _bytes(t: Tensor, name: str) -> _native.Region:
 
 
 def _floats(t: Tensor, name: str) -> _native.Region:
-    if t.dtype is not torch.float32:
-        raise TypeError(f"{name}: expected torch.float32, got {t.dtype}")
+    check_f32(t, name)
     return _region(t, name)
 
 
-def _dtype(t: Tensor, name: str) -> str:
-    try:
-        return _NAMES[t.dtype]
-    except KeyError:
-        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {t.dtype}") from None
+def _scales(w: PackedWeight, nested: bool) -> tuple[_native.Region, bool]:
+    """The scales, and whether they are f16."""
+    entry = formats.by_name(w.format)
+    if nested or entry.scales_are_bytes:
+        return _bytes(w.scales, "scales"), False
+    if entry.scales_are_means and w.scales.dtype is torch.float16:
+        return _region(w.scales, "scales"), True
+    return _floats(w.scales, "scales"), False
 
 
 def _weight(w: PackedWeight) -> _native.Weight:
@@ -302,12 +326,11 @@ def _weight(w: PackedWeight) -> _native.Weight:
             _floats(w.nested_offset, "nested_offset"),
             w.nested_block_size,
         )
-    bytes_of_scales = nested is not None or formats.by_name(w.format).scales_are_bytes
     return (
         w.shape,
         w.block_size,
         _bytes(w.codes, "codes"),
-        (_bytes if bytes_of_scales else _floats)(w.scales, "scales"),
+        _scales(w, nested is not None),
         nested,
         None if w.codebook is None else _floats(w.codebook, "codebook"),
         None if w.means is None else _floats(w.means, "means"),

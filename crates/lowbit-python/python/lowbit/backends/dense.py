@@ -36,6 +36,8 @@ __all__ = [
     "sparse_matmul",
 ]
 
+_LANES = 32
+"""Sums that a mean magnitude is added up from."""
 _EXACT_K = 1024
 """Products of 8-bit integers that f32 adds without rounding: `1024 * 128 * 128 = 2^24`."""
 
@@ -66,7 +68,7 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
             f"{index}; repair the tensor or leave it unquantized"
         )
     blocks = _in_blocks(entry, g, values)
-    absmax = blocks.abs().amax(-1) if blocks.numel() else blocks.new_zeros(blocks.shape[:-1])
+    absmax = _magnitudes(entry, g, blocks)
     stored, factor = _scale(entry, absmax)
     factor, absmax = factor[..., None], absmax[..., None]
     scaled = torch.where(factor.isfinite(), blocks * factor, blocks / absmax * entry.peak)
@@ -182,11 +184,35 @@ def _out_of_blocks(entry: Format, g: Geometry, blocks: Tensor) -> Tensor:
     return blocks.flatten(-2)[..., : g.k if entry.in_rows else g.n * g.k]
 
 
+def _magnitudes(entry: Format, g: Geometry, blocks: Tensor) -> Tensor:
+    """What the scale of each block is made from: its largest magnitude, or the mean."""
+    if not blocks.numel():
+        return blocks.new_zeros(blocks.shape[:-1])
+    if not entry.scales_are_means:
+        return blocks.abs().amax(-1)
+    # 32 sums, each of every 32nd weight, then halves added to halves: the order of the Rust crate.
+    size = blocks.shape[-1]
+    groups = F.pad(blocks.abs(), (0, -size % _LANES)).unflatten(-1, (-1, _LANES))
+    sums = groups[..., 0, :].clone()
+    for i in range(1, groups.shape[-2]):
+        sums += groups[..., i, :]
+    while sums.shape[-1] > 1:
+        half = sums.shape[-1] // 2
+        sums = sums[..., :half] + sums[..., half:]
+    counts = torch.full_like(sums, size)
+    if entry.in_rows and g.k % size:
+        counts[..., -1, :] = g.k % size
+    return (sums.clamp(max=torch.finfo(torch.float32).max) / counts).squeeze(-1)
+
+
 def _scale(entry: Format, absmax: Tensor) -> tuple[Tensor, Tensor]:
     """What is stored of each block, and the factor that brings its weights to the codebook."""
     if not entry.scales_are_bytes:
         # A tensor, for torch divides a number by taking a reciprocal, which rounds twice.
         peak = torch.full_like(absmax, entry.peak)
+        if entry.scales_are_means:
+            most = torch.finfo(torch.float16).max
+            return absmax.clamp(max=most).half(), peak / absmax
         return (absmax / peak if entry.scale_is_step else absmax), peak / absmax
     peak_exponent = math.frexp(entry.peak)[1] - 1
     exponent = (absmax.view(torch.int32) >> 23) - (peak_exponent + 127) + 127
@@ -199,7 +225,7 @@ def _scales(entry: Format, w: PackedWeight) -> Tensor:
     if w.nested_absmax is not None and w.nested_map is not None and w.nested_offset is not None:
         absmax = w.nested_absmax.repeat_interleave(w.nested_block_size)[: w.scales.numel()]
         return w.nested_map[w.scales.flatten().int()] * absmax + w.nested_offset
-    return _powers_of_two(w.scales) if entry.scales_are_bytes else w.scales
+    return _powers_of_two(w.scales) if entry.scales_are_bytes else w.scales.float()
 
 
 def _powers_of_two(exponents: Tensor) -> Tensor:
@@ -223,6 +249,9 @@ def _encode(entry: Format, x: Tensor) -> Tensor:
 def _pack(entry: Format, g: Geometry, blocks: Tensor) -> Tensor:
     """Bytes of codes that lie in blocks. What fills a row or the last byte is the code of zero."""
     codes = _out_of_blocks(entry, g, blocks)
+    if entry.stacked_rows > 1:
+        rows = codes.view(entry.stacked_rows, -1).to(torch.int32)
+        return (rows * _places(entry, codes.device)[:, None]).sum(0).to(torch.uint8)
     zero = int(_encode(entry, torch.zeros(1))[0])
     padded = -(-codes.shape[-1] // _unit(entry)) * _unit(entry)
     codes = F.pad(codes, (0, padded - codes.shape[-1]), value=zero)
@@ -234,6 +263,9 @@ def _pack(entry: Format, g: Geometry, blocks: Tensor) -> Tensor:
 def _unpack(entry: Format, g: Geometry, stored: Tensor) -> Tensor:
     """Codes, `[N, codes of a row]` or flat, from bytes in any dtype."""
     data = stored.contiguous().view(-1).view(torch.uint8)[: g.code_bytes]
+    if entry.stacked_rows > 1:
+        places = _places(entry, data.device)[:, None]
+        return (data.to(torch.int32) // places % (1 << entry.code_bits)).flatten()
     data = data.view(g.n, -1) if entry.in_rows else data
     base = entry.radix[0] if entry.radix else 1 << entry.code_bits
     digits = data[..., None].to(torch.int32) // _places(entry, data.device) % base

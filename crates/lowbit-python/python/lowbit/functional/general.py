@@ -27,6 +27,8 @@ def quantize(
     block_size: int | None = None,
     double_quant: bool = False,
     quant_storage: torch.dtype = torch.uint8,
+    importance: Tensor | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, QuantState]:
     """Quantize a tensor to any format of `lowbit.formats.ALL`.
 
@@ -36,6 +38,9 @@ def quantize(
         block_size: weights that share a scale; None for the format's default.
         double_quant: quantize the scales as well.
         quant_storage: dtype that the codes are seen as.
+        importance: `[K]`, factors of the squared error in each column, such as the mean squares of
+            activations; only for formats that make a codebook for each tensor.
+        seed: of the search for that codebook.
 
     Returns:
         Codes, `[bytes / itemsize, 1]`, and the state that undoes the quantization.
@@ -52,8 +57,17 @@ def quantize(
     check_floats("w", w)
     entry = formats.by_name(quant_type)
     g = entry.geometry(w.shape, block_size)
-    codes, scales = ops.quantize(w.detach(), quant_type, g.block_size)
-    state = QuantState(scales, w.shape, quant_type, g.block_size, w.dtype)
+    book = None
+    if entry.encoder is None:
+        found = ops.search(w.detach(), quant_type, g.block_size, importance, seed)
+        codes, scales, book = found
+    elif importance is not None:
+        raise ValueError(
+            f"importance: expected None for {quant_type}, whose codes no search finds, got a tensor"
+        )
+    else:
+        codes, scales = ops.quantize(w.detach(), quant_type, g.block_size)
+    state = QuantState(scales, w.shape, quant_type, g.block_size, w.dtype, codebook=book)
     if double_quant:
         state = nest(state)
     return stored_as(codes, quant_storage).view(-1, 1), state
@@ -63,7 +77,7 @@ def nest(state: QuantState) -> QuantState:
     """Quantize the scales of a state: the signed dynamic map, blocks of 256, their mean taken off.
 
     Raises:
-        ValueError: if the format's scales are bytes already.
+        ValueError: if the format's scales are small already.
 
     >>> _, state = quantize(torch.randn(64, 64), "nf4")
     >>> nest(state).absmax.dtype

@@ -16,12 +16,16 @@ ROW_STATS = "SCB"
 """Absmax of each row, beside an int8 `weight`."""
 WEIGHT_FORMAT = "weight_format"
 """u8 scalar, beside an int8 `weight`: the order of its elements."""
-BESIDE_WEIGHT = (ROW_STATS, WEIGHT_FORMAT)
+TENSOR_SCALE = "weight_scale"
+"""The one scale of a tensor whose rows are stacked, as mlx-lm and transformers name it."""
+BESIDE_WEIGHT = (ROW_STATS, WEIGHT_FORMAT, TENSOR_SCALE)
 _ROW_MAJOR = 0
 
 
 def parts(state: QuantState) -> dict[str, Tensor]:
     """What a state dict holds of a layer besides `weight` and `bias`."""
+    if state.format.stacked_rows > 1:
+        return {TENSOR_SCALE: state.absmax}
     if state.format.library is None:
         row_major = torch.tensor(_ROW_MAJOR, dtype=torch.uint8)
         return {ROW_STATS: state.absmax, WEIGHT_FORMAT: row_major}
@@ -42,7 +46,9 @@ def read(
         ValueError: if keys are missing, or describe a weight of another format or shape.
     """
     weight = given["weight"]
-    if entry.library is None:
+    if entry.stacked_rows > 1:
+        state = _read_tensor(given, entry, shape, dtype)
+    elif entry.library is None:
         state = _read_rows(given, entry, shape, dtype)
     else:
         described = {key.removeprefix("weight."): v for key, v in given.items() if key != "weight"}
@@ -57,6 +63,17 @@ def read(
     if state.absmax.numel() != g.blocks:
         raise ValueError(f"absmax: expected {g.blocks} scales, got {state.absmax.numel()}")
     return weight, state
+
+
+def _read_tensor(
+    given: Mapping[str, Tensor], entry: Format, shape: torch.Size, dtype: torch.dtype
+) -> QuantState:
+    if TENSOR_SCALE not in given:
+        raise ValueError(f"{TENSOR_SCALE}: expected it beside a packed weight, got {sorted(given)}")
+    scale = given[TENSOR_SCALE].flatten()
+    if scale.dtype is not torch.float16:
+        scale = scale.float()
+    return QuantState(scale, shape, entry.name, entry.geometry(shape).block_size, dtype)
 
 
 def _read_rows(
@@ -76,6 +93,8 @@ def _read_rows(
 def storable(codes: Tensor, entry: Format, shape: torch.Size, storage: torch.dtype) -> Tensor:
     """Bytes of codes in the shape and dtype in which a layer keeps its `weight`."""
     codes = codes.view(torch.uint8).view(-1)
+    if entry.stacked_rows > 1:
+        return codes.view(shape[0] // entry.stacked_rows, shape[1])
     if entry.library is None:
         return codes.view(torch.int8).view(shape)
     return stored_as(codes, storage).view(-1, 1)

@@ -151,9 +151,11 @@ class QuantizedLinear(nn.Linear):
         def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(size, dtype=dtype, device="meta")
 
-        bytes_of_scales = entry.scales_are_bytes or self.compress_statistics
-        scales = empty(g.blocks, dtype=torch.uint8 if bytes_of_scales else torch.float32)
+        dtype_of_scales = torch.uint8 if self.compress_statistics else entry.scale_dtype
+        scales = empty(g.blocks, dtype=dtype_of_scales)
         state = QuantState(scales, shape, entry.name, g.block_size, dtype)
+        if entry.codebook is None:
+            state.codebook = empty(entry.codebook_len)
         if self.compress_statistics:
             blocks = -(-g.blocks // F.NESTED_BLOCK_SIZE)
             state.state2 = NestedState(empty(blocks), empty(256), F.NESTED_BLOCK_SIZE)

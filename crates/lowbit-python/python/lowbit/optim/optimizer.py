@@ -161,24 +161,39 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if config["max_unorm"] > 0.0 and moments[0][1] is None:
             settings = settings._replace(max_update_norm=config["max_unorm"])
         flat = p.data.view(-1), g.to(p.dtype).contiguous().view(-1)
-        whole = settings.max_update_norm > 0.0 or not self._pages.owns(state["state1"])
-        for start in range(0, p.numel(), max(p.numel(), 1) if whole else WINDOW):
-            n = p.numel() if whole else min(WINDOW, p.numel() - start)
-            parts = _narrow(moments, start, n, rules.ALL[self.rule].block_size)
-            _kernels(p.device.type).optimizer_update(
-                self.rule,
-                settings,
-                state["step"],
-                flat[0].narrow(0, start, n),
-                flat[1].narrow(0, start, n),
-                parts,
-            )
-            for key in ("state1", "state2"):
-                if key in state:
-                    for i in range(state[key].numel() // max(p.numel(), 1)):
-                        self._pages.release(state[key], i * p.numel() + start, n)
+        run = _kernels(p.device.type).optimizer_update
+        step, is_paged = state["step"], self._pages.owns(state["state1"])
+        # A norm is one of the whole parameter.
+        window = WINDOW if is_paged and settings.max_update_norm == 0.0 else p.numel()
+        if window >= p.numel():
+            run(self.rule, settings, step, *flat, moments)
+        else:
+            self._step_by_windows(run, settings, step, flat, moments, state)
+        if is_paged:
+            for key in state.keys() & {"state1", "state2"}:
+                self._pages.release(state[key], 0, state[key].numel())
         # Written past autograd, which is to notice all the same.
         torch.autograd.graph.increment_version(whole_p)
+
+    def _step_by_windows(
+        self,
+        run: Callable[..., None],
+        settings: Settings,
+        step: int,
+        flat: tuple[Tensor, Tensor],
+        moments: Moments,
+        state: dict[str, Any],
+    ) -> None:
+        """A step in parts, whose paged states are let go one after the other."""
+        numel = flat[0].numel()
+        for start in range(0, numel, WINDOW):
+            n = min(WINDOW, numel - start)
+            p, g = (t.narrow(0, start, n) for t in flat)
+            parts = _narrow(moments, start, n, rules.ALL[self.rule].block_size)
+            run(self.rule, settings, step, p, g, parts)
+            for key in state.keys() & {"state1", "state2"}:
+                for i in range(state[key].numel() // numel):
+                    self._pages.release(state[key], i * numel + start, n)
 
     def _begin(self, config: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
         """The state before the first step, by bitsandbytes' names."""
@@ -242,6 +257,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         self.state.clear()
         self.state.update(states)
+        self._pages.keep(t for state in states.values() for t in state.values())
 
     def _read(self, saved: dict[str, Any], p: Tensor, move: bool) -> dict[str, Any]:
         """A state from a state dict, checked against its parameter."""

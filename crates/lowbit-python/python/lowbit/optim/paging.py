@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import Iterable
 from math import prod
 
 import torch
@@ -41,6 +42,11 @@ class Pages:
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor lives here, its beginning included."""
         return tensor.data_ptr() in self._maps
+
+    def keep(self, tensors: Iterable[object]) -> None:
+        """Forget all tensors but those; other values are passed over."""
+        addresses = {t.data_ptr() for t in tensors if isinstance(t, Tensor)}
+        self._maps = {at: pages for at, pages in self._maps.items() if at in addresses}
 
     def release(self, tensor: Tensor, start: int, numel: int) -> None:
         """Let the memory of some numbers go; the file has them when they are next used."""

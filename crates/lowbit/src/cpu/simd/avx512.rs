@@ -432,7 +432,10 @@ impl Simd for Avx512 {
                 let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX));
                 let path = path_of(&cells.tree, _mm512_add_epi32(magnitude, one));
                 let rank = _mm_max_epu8(rank_of_path(path), _mm512_cvtepi32_epi8(one));
-                let codes = _mm_add_epi8(rank, _mm_set1_epi8(cells.zero as i8));
+                // There is one code less below zero than above it.
+                let zero_code = _mm_set1_epi8(cells.zero as i8);
+                let rank = _mm_mask_min_epu8(rank, below, rank, zero_code);
+                let codes = _mm_add_epi8(rank, zero_code);
                 // zero - rank is the complement of rank + zero, where that is 127 and 1 is added.
                 let turned =
                     _mm_xor_si128(_mm_add_epi8(codes, _mm_set1_epi8(1)), _mm_set1_epi8(-1));

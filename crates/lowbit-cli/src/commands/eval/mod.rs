@@ -1,5 +1,8 @@
 //! `lowbit eval`: how well a model predicts a text.
 
+mod picture;
+mod sweep;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +22,8 @@ Examples:
   lowbit eval models/tinybard --text models/tinybard/validation.txt
   lowbit eval models/tinybard-nf4dq --text models/tinybard/validation.txt \\
       --reference models/tinybard --json
+  lowbit eval models/tinybard --text models/tinybard/validation.txt --sweep \\
+      --calibrate models/tinybard/train.txt --picture sweep.svg
 
 The tokens of the text are cut into windows without overlap, the rest is dropped, and in each \
 window every token but the first is predicted. KL divergence (in nats) and top-1 agreement compare \
@@ -40,6 +45,8 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
     #[command(flatten)]
+    sweep: sweep::SweepArgs,
+    #[command(flatten)]
     tokenizer: TokenizerArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -51,6 +58,13 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut dyn Write) -> Result {
     let text = args::read_text(&args.text)?;
     let loaded = args.run.open(&args.model)?;
+    if args.sweep.sweep {
+        let (tokenizer, _) = args.tokenizer.open(&[&loaded.directory])?;
+        let tokens = tokens(&tokenizer, &text, args.window, args.max_windows)?;
+        let sweep =
+            sweep::Sweep { args: &args.sweep, loaded, tokenizer, tokens, window: args.window };
+        return sweep.run(args.json, out);
+    }
     let reference = match &args.reference {
         Some(path) => Some(model::load(&Checkpoint::open(path)?, &loaded.place)?),
         None => None,

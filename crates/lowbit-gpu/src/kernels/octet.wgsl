@@ -1,0 +1,73 @@
+// Eight weights of one row and block from a multiple of eight, as they are stored and decoded.
+
+struct Octet {
+    low: vec4<u32>,
+    high: vec4<u32>,
+    scale: f32,
+    mean: f32,
+}
+
+// What there is to load of them, all at once and without looking at it.
+fn octet(row: u32, col: u32) -> Octet {
+    var o: Octet;
+    if (!WORDS) {
+        o.low = vec4<u32>(row, col, 0u, 0u);
+        return o;
+    }
+    let bit = col * BITS;
+    let at = row * p.row_words + (bit >> 5u);
+    o.low.x = codes[at];
+    if (BITS < 4u) {
+        o.low.y = bit & 31u;
+    }
+    if (BITS >= 8u) {
+        o.low.y = codes[at + 1u];
+    }
+    if (BITS >= 16u) {
+        o.low.z = codes[at + 2u];
+        o.low.w = codes[at + 3u];
+    }
+    if (BITS == 32u) {
+        o.high = vec4<u32>(codes[at + 4u], codes[at + 5u], codes[at + 6u], codes[at + 7u]);
+    }
+    if (!DENSE) {
+        let block = block_of(row, col);
+        o.scale = scale_of(block);
+        if (HAS_MEAN) {
+            o.mean = mean_of(block);
+        }
+    }
+    return o;
+}
+
+// The weights, times a factor.
+fn octet_values(o: Octet, factor: f32) -> array<vec4<f32>, 2> {
+    var w: array<vec4<f32>, 2>;
+    if (!WORDS) {
+        w[0] = weights4(o.low.x, o.low.y) * factor;
+        w[1] = weights4(o.low.x, o.low.y + 4u) * factor;
+        return w;
+    }
+    if (DENSE && BITS == 32u) {
+        w[0] = bitcast<vec4<f32>>(o.low) * factor;
+        w[1] = bitcast<vec4<f32>>(o.high) * factor;
+        return w;
+    }
+    if (DENSE) {
+        w[0] = four(o.low.xy) * factor;
+        w[1] = four(o.low.zw) * factor;
+        return w;
+    }
+    let scale = o.scale * (UNIT * factor);
+    let mean = o.mean * factor;
+    let first = select(0u, o.low.y, BITS < 4u);
+    for (var i = 0u; i < 4u; i++) {
+        w[0][i] = value_at((o.low.x >> code_shift(first + i * BITS)) & MASK, 0u);
+        let word = select(o.low.x, o.low.y, BITS == 8u);
+        let bit = first + (i + 4u) * BITS;
+        w[1][i] = value_at((word >> code_shift(bit)) & MASK, 0u);
+    }
+    w[0] = w[0] * scale + mean;
+    w[1] = w[1] * scale + mean;
+    return w;
+}

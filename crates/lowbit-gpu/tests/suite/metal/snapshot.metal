@@ -1,0 +1,920 @@
+// gemv_pairs.nf4.16.pow2.words.f32.8.to_f32.2x1x128: LOWBIT_UPDATE_SNAPSHOTS=1 cargo test writes this file anew.
+// language: metal2.4
+#include <metal_stdlib>
+#include <simd/simd.h>
+
+using metal::uint;
+
+typedef uint type_4[1];
+typedef float type_5[1];
+struct Params {
+    uint n;
+    uint k;
+    uint row_words;
+    uint row_vectors;
+    uint row_bytes;
+    uint block_size;
+    uint block_shift;
+    uint blocks_per_row;
+    uint nested_size;
+    uint zero;
+    uint down;
+    uint up;
+    uint m;
+    uint row_x;
+    uint first_x;
+    uint row_y;
+    uint first_y;
+};
+struct type_6 {
+    float inner[16];
+};
+typedef metal::float2 X2_;
+typedef metal::float4 X4_;
+typedef metal::float2x4 X8_;
+typedef X8_ type_9[1];
+struct type_10 {
+    metal::float2 inner[2048];
+};
+constant uint BITS = 4u;
+constant uint MASK = 15u;
+constant uint PER_CODE = 1u;
+constant uint RADIX = 1u;
+constant uint RADIX_DIGITS = 1u;
+constant bool IS_RADIX = false;
+constant bool HIGH_FIRST = true;
+constant uint HIGH_SHIFT = 4u;
+constant bool FLAT = true;
+constant bool POW2_ = true;
+constant bool WORDS = true;
+constant bool DENSE = false;
+constant bool HAS_MEAN = false;
+constant bool HAS_UNIT = false;
+constant float UNIT = 1.0;
+constant uint GROUP = 128u;
+constant uint REPLICAS = 8u;
+constant uint PAIRS = 2048u;
+constant uint ROWS = 2u;
+constant uint BATCH = 1u;
+constant bool IS_GATED = false;
+
+bool is_nan(
+    float x
+) {
+    return (as_type<uint>(x) & 2147483647u) > 2139095040u;
+}
+
+uint bf16_bits(
+    float x_1
+) {
+    uint bits_1 = as_type<uint>(x_1);
+    uint rounded_1 = ((bits_1 + 32767u) + ((bits_1 >> 16u) & 1u)) >> 16u;
+    bool _e15 = is_nan(x_1);
+    return _e15 ? ((bits_1 >> 16u) | 64u) : rounded_1;
+}
+
+uint f16_bits(
+    float x_2
+) {
+    bool local = {};
+    bool local_1 = {};
+    uint bits_2 = as_type<uint>(x_2);
+    uint sign = (bits_2 >> 16u) & 32768u;
+    uint magnitude = bits_2 & 2147483647u;
+    uint normal = metal::min((((magnitude - 939524096u) + 4095u) + ((magnitude >> 13u) & 1u)) >> 13u, 31744u);
+    uint drop = metal::min(126u - (magnitude >> 23u), 31u);
+    uint significand = (magnitude & 8388607u) | 8388608u;
+    uint kept = significand >> drop;
+    uint rest = significand & ((1u << drop) - 1u);
+    uint half_ = 1u << (drop - 1u);
+    if (!((rest > half_))) {
+        if (rest == half_) {
+            local_1 = (kept & 1u) == 1u;
+        } else {
+            local_1 = false;
+        }
+        bool _e53 = local_1;
+        local = _e53;
+    } else {
+        local = true;
+    }
+    bool _e55 = local;
+    uint up_1 = static_cast<uint>(_e55);
+    uint small = (drop > 24u) ? 0u : (kept + up_1);
+    uint finite = (magnitude >= 947912704u) ? normal : small;
+    bool _e66 = is_nan(x_2);
+    return sign | (_e66 ? 32256u : finite);
+}
+
+float f16_value(
+    uint bits
+) {
+    uint magnitude_1 = bits & 32767u;
+    float normal_1 = as_type<float>((magnitude_1 >= 31744u) ? ((magnitude_1 << 13u) + 1879048192u) : ((magnitude_1 << 13u) + 939524096u));
+    float value_1 = (magnitude_1 < 1024u) ? (static_cast<float>(magnitude_1) * 0.000000059604645) : normal_1;
+    return as_type<float>(as_type<uint>(value_1) | ((bits & 32768u) << 16u));
+}
+
+metal::float2 silu(
+    metal::float2 x_3
+) {
+    metal::float2 large = metal::float2(88.0);
+    metal::float2 e = metal::exp(-(metal::min(metal::abs(x_3), large)));
+    return metal::select((x_3 * metal::select(e, metal::float2(1.0), x_3 >= metal::float2 {})) / (metal::float2(1.0) + e), x_3, x_3 > large);
+}
+
+uint code_shift(
+    uint bit
+) {
+    if (HIGH_FIRST) {
+        return ((bit & 24u) + HIGH_SHIFT) - (bit & 7u);
+    }
+    return bit & 31u;
+}
+
+uint block_of(
+    uint row,
+    uint col,
+    constant Params& p
+) {
+    if (FLAT) {
+        uint _e5 = p.k;
+        uint at = (row * _e5) + col;
+        uint _e10 = p.block_size;
+        uint _e14 = p.block_shift;
+        return POW2_ ? (at >> _e14) : (at / _e10);
+    }
+    uint _e20 = p.blocks_per_row;
+    uint _e24 = p.block_size;
+    uint _e28 = p.block_shift;
+    return (row * _e20) + (POW2_ ? (col >> _e28) : (col / _e24));
+}
+
+float rounded(
+    float x_4,
+    constant Params& p
+) {
+    uint _e4 = p.zero;
+    return as_type<float>(as_type<uint>(x_4) ^ _e4);
+}
+
+float scale_of(
+    uint block,
+    device type_5 const& scales
+) {
+    float _e3 = scales[block];
+    return _e3;
+}
+
+float mean_of(
+    uint block_1
+) {
+    return 0.0;
+}
+
+float finish(
+    float value,
+    uint block_2,
+    device type_5 const& scales,
+    constant Params& p
+) {
+    float w = {};
+    float _e2 = scale_of(block_2, scales);
+    float _e4 = rounded(value * _e2, p);
+    w = _e4;
+    if (HAS_UNIT) {
+        float _e7 = w;
+        float _e10 = rounded(_e7 * UNIT, p);
+        w = _e10;
+    }
+    if (HAS_MEAN) {
+        float _e12 = w;
+        float _e13 = mean_of(block_2);
+        w = _e12 + _e13;
+    }
+    float _e15 = w;
+    return _e15;
+}
+
+void load_table(
+    uint thread_1,
+    device type_5 const& book,
+    threadgroup type_6& table
+) {
+    uint i_1 = {};
+    i_1 = thread_1;
+    bool loop_init = true;
+    while(true) {
+        if (!loop_init) {
+            uint _e12 = i_1;
+            i_1 = _e12 + GROUP;
+        }
+        loop_init = false;
+        uint _e2 = i_1;
+        if (_e2 < 16u) {
+        } else {
+            break;
+        }
+        {
+            uint _e6 = i_1;
+            uint _e9 = i_1;
+            float _e11 = book[_e9];
+            table.inner[_e6] = _e11;
+        }
+    }
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    return;
+}
+
+float value_at(
+    uint code,
+    uint i_2,
+    threadgroup type_6& table
+) {
+    float _e7 = table.inner[(code * PER_CODE) + i_2];
+    return _e7;
+}
+
+metal::float2 two(
+    uint w_1
+) {
+    return metal::float2(as_type<float>(w_1), 0.0);
+}
+
+metal::float4 four(
+    metal::uint2 v
+) {
+    return metal::float4 {};
+}
+
+float dense_at(
+    uint i_3
+) {
+    return 0.0;
+}
+
+metal::float4 dense4_(
+    uint i_4
+) {
+    return metal::float4 {};
+}
+
+uint code_byte(
+    uint byte,
+    device type_4 const& codes
+) {
+    uint _e5 = codes[byte >> 2u];
+    return (_e5 >> ((byte & 3u) * 8u)) & 255u;
+}
+
+uint code_at(
+    uint byte_1,
+    uint index,
+    device type_4 const& codes
+) {
+    uint digits = {};
+    uint i_5 = {};
+    bool local_2 = {};
+    uint window = 0u;
+    uint i_6 = {};
+    if (IS_RADIX) {
+        uint _e6 = code_byte(byte_1 + (index / RADIX_DIGITS), codes);
+        digits = _e6;
+        i_5 = index % RADIX_DIGITS;
+        bool loop_init_1 = true;
+        while(true) {
+            if (!loop_init_1) {
+                uint _e18 = i_5;
+                i_5 = _e18 - 1u;
+            }
+            loop_init_1 = false;
+            uint _e11 = i_5;
+            if (_e11 > 0u) {
+            } else {
+                break;
+            }
+            {
+                uint _e14 = digits;
+                digits = _e14 / RADIX;
+            }
+        }
+        uint _e20 = digits;
+        return _e20 % RADIX;
+    }
+    uint bit_1 = index * BITS;
+    uint first_4 = byte_1 + (bit_1 >> 3u);
+    if (false) {
+        uint _e29 = code_byte(first_4, codes);
+        uint _e32 = code_byte(first_4 + 1u, codes);
+        return _e29 | (_e32 << 8u);
+    }
+    if (false) {
+        local_2 = true;
+    } else {
+        local_2 = true;
+    }
+    bool _e41 = local_2;
+    if (_e41) {
+        uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_1 & 7u)) : (bit_1 & 7u);
+        uint _e50 = code_byte(first_4, codes);
+        return (_e50 >> within) & MASK;
+    }
+    uint last = byte_1 + (((bit_1 + BITS) - 1u) >> 3u);
+    i_6 = first_4;
+    bool loop_init_2 = true;
+    while(true) {
+        if (!loop_init_2) {
+            uint _e76 = i_6;
+            i_6 = _e76 + 1u;
+        }
+        loop_init_2 = false;
+        uint _e64 = i_6;
+        if (_e64 <= last) {
+        } else {
+            break;
+        }
+        {
+            uint _e66 = window;
+            uint _e67 = i_6;
+            uint _e68 = code_byte(_e67, codes);
+            uint _e69 = i_6;
+            window = _e66 | (_e68 << ((_e69 - first_4) * 8u));
+        }
+    }
+    uint _e78 = window;
+    return (_e78 >> (bit_1 & 7u)) & MASK;
+}
+
+float weight(
+    uint row_1,
+    uint col_1,
+    device type_4 const& codes,
+    device type_5 const& scales,
+    constant Params& p,
+    threadgroup type_6& table
+) {
+    if (DENSE) {
+        uint _e5 = p.k;
+        float _e8 = dense_at((row_1 * _e5) + col_1);
+        return _e8;
+    }
+    uint _e12 = p.row_bytes;
+    uint first_5 = false ? (row_1 * _e12) : 0u;
+    uint _e19 = p.k;
+    uint index_1 = col_1 + (FLAT ? (row_1 * _e19) : 0u);
+    uint _e26 = code_at(first_5, index_1 / PER_CODE, codes);
+    float _e29 = value_at(_e26, index_1 % PER_CODE, table);
+    uint _e30 = block_of(row_1, col_1, p);
+    float _e31 = finish(_e29, _e30, scales, p);
+    return _e31;
+}
+
+metal::float4 weights4_(
+    uint row_2,
+    uint col_2,
+    device type_4 const& codes,
+    device type_5 const& scales,
+    constant Params& p,
+    threadgroup type_6& table
+) {
+    bool local_3 = {};
+    metal::float4 w_2 = {};
+    uint i_7 = 0u;
+    metal::float4 w_3 = {};
+    uint i_8 = 0u;
+    if (DENSE) {
+        local_3 = WORDS;
+    } else {
+        local_3 = false;
+    }
+    bool _e7 = local_3;
+    if (_e7) {
+        uint _e10 = p.k;
+        metal::float4 _e13 = dense4_((row_2 * _e10) + col_2);
+        return _e13;
+    }
+    if (false) {
+        bool loop_init_3 = true;
+        while(true) {
+            if (!loop_init_3) {
+                uint _e33 = i_7;
+                i_7 = _e33 + 1u;
+            }
+            loop_init_3 = false;
+            uint _e18 = i_7;
+            if (_e18 < 4u) {
+            } else {
+                break;
+            }
+            {
+                uint _e21 = i_7;
+                uint _e25 = p.k;
+                if ((col_2 + _e21) < _e25) {
+                    uint _e27 = i_7;
+                    uint _e29 = i_7;
+                    float _e31 = weight(row_2, col_2 + _e29, codes, scales, p, table);
+                    w_2[_e27] = _e31;
+                }
+            }
+        }
+        metal::float4 _e35 = w_2;
+        return _e35;
+    }
+    uint bit_2 = col_2 * BITS;
+    uint _e41 = p.row_words;
+    uint word_1 = codes[(row_2 * _e41) + (bit_2 >> 5u)];
+    uint _e48 = block_of(row_2, col_2, p);
+    bool loop_init_4 = true;
+    while(true) {
+        if (!loop_init_4) {
+            uint _e68 = i_8;
+            i_8 = _e68 + 1u;
+        }
+        loop_init_4 = false;
+        uint _e52 = i_8;
+        if (_e52 < 4u) {
+        } else {
+            break;
+        }
+        {
+            uint _e55 = i_8;
+            uint _e59 = code_shift(bit_2 + (_e55 * BITS));
+            uint code_1 = (word_1 >> _e59) & MASK;
+            uint _e63 = i_8;
+            float _e66 = value_at(code_1, 0u, table);
+            w_3[_e63] = _e66;
+        }
+    }
+    metal::float4 _e70 = w_3;
+    float _e71 = scale_of(_e48, scales);
+    w_3 = _e70 * (_e71 * UNIT);
+    if (HAS_MEAN) {
+        metal::float4 _e76 = w_3;
+        float _e77 = mean_of(_e48);
+        w_3 = _e76 + metal::float4(_e77);
+    }
+    metal::float4 _e80 = w_3;
+    return _e80;
+}
+
+metal::float4 exact4_(
+    uint row_3,
+    uint col_3,
+    device type_4 const& codes,
+    device type_5 const& scales,
+    constant Params& p,
+    threadgroup type_6& table
+) {
+    metal::float4 w_4 = {};
+    uint i_9 = 0u;
+    if (DENSE) {
+        uint _e5 = p.k;
+        metal::float4 _e8 = dense4_((row_3 * _e5) + col_3);
+        return _e8;
+    }
+    uint bit_3 = col_3 * BITS;
+    uint _e14 = p.row_words;
+    uint word_2 = codes[(row_3 * _e14) + (bit_3 >> 5u)];
+    uint _e21 = block_of(row_3, col_3, p);
+    bool loop_init_5 = true;
+    while(true) {
+        if (!loop_init_5) {
+            uint _e42 = i_9;
+            i_9 = _e42 + 1u;
+        }
+        loop_init_5 = false;
+        uint _e25 = i_9;
+        if (_e25 < 4u) {
+        } else {
+            break;
+        }
+        {
+            uint _e28 = i_9;
+            uint _e30 = i_9;
+            uint _e34 = code_shift(bit_3 + (_e30 * BITS));
+            float _e39 = value_at((word_2 >> _e34) & MASK, 0u, table);
+            float _e40 = finish(_e39, _e21, scales, p);
+            w_4[_e28] = _e40;
+        }
+    }
+    metal::float4 _e44 = w_4;
+    return _e44;
+}
+
+metal::float2 x_unpack(
+    X2_ v_1
+) {
+    return v_1;
+}
+
+metal::float4 x_unpack4_(
+    X4_ v_2
+) {
+    return v_2;
+}
+
+X2_ x_pack(
+    metal::float2 v_3
+) {
+    return v_3;
+}
+
+metal::float4 x_low(
+    X8_ v_4
+) {
+    return v_4[0];
+}
+
+metal::float4 x_high(
+    X8_ v_5
+) {
+    return v_5[1];
+}
+
+X8_ x_eight(
+    metal::float4 a,
+    metal::float4 b
+) {
+    return X8_(a, b);
+}
+
+X8_ x_load(
+    uint i_10,
+    device type_9 const& x_5
+) {
+    X8_ _e3 = x_5[i_10];
+    return _e3;
+}
+
+void prepare(
+    uint thread_2,
+    uint lane_1,
+    uint subgroup_1,
+    uint subgroups_1
+) {
+    return;
+}
+
+metal::float2 with_bias(
+    metal::float2 v_6,
+    uint n
+) {
+    return v_6;
+}
+
+void y_store(
+    uint i_11,
+    metal::float2 v_7,
+    bool second,
+    device type_5& y
+) {
+    y[i_11] = v_7.x;
+    if (second) {
+        y[i_11 + 1u] = v_7.y;
+        return;
+    } else {
+        return;
+    }
+}
+
+uint row_of(
+    uint first_1,
+    uint r,
+    constant Params& p
+) {
+    if (IS_GATED) {
+        uint _e11 = p.n;
+        return ((first_1 / 2u) + (r % 2u)) + ((r >= 2u) ? (_e11 / 2u) : 0u);
+    }
+    return first_1 + r;
+}
+
+void put(
+    uint first_2,
+    uint r_1,
+    uint b_1,
+    metal::float2 sum,
+    constant Params& p,
+    device type_5& y
+) {
+    bool local_4 = {};
+    uint row_4 = first_2 + r_1;
+    uint _e7 = p.first_x;
+    uint m = _e7 + b_1;
+    uint _e11 = p.m;
+    if (m < _e11) {
+        uint _e17 = p.n;
+        local_4 = row_4 < _e17;
+    } else {
+        local_4 = false;
+    }
+    bool _e20 = local_4;
+    if (_e20) {
+        uint _e23 = p.row_y;
+        uint _e27 = p.first_y;
+        metal::float2 _e30 = with_bias(sum, row_4);
+        uint _e35 = p.n;
+        y_store(((m * _e23) + _e27) + row_4, _e30, (row_4 + 1u) < _e35, y);
+        return;
+    } else {
+        return;
+    }
+}
+
+void put_gated(
+    uint first_3,
+    metal::float2 gate,
+    metal::float2 up,
+    constant Params& p,
+    device type_5& y
+) {
+    uint row_5 = first_3 / 2u;
+    uint _e7 = p.n;
+    if (first_3 < _e7) {
+        metal::float2 _e9 = with_bias(gate, row_5);
+        X2_ _e10 = x_pack(_e9);
+        metal::float2 _e11 = x_unpack(_e10);
+        uint _e14 = p.n;
+        metal::float2 _e18 = with_bias(up, row_5 + (_e14 / 2u));
+        X2_ _e19 = x_pack(_e18);
+        metal::float2 _e20 = x_unpack(_e19);
+        metal::float2 _e21 = silu(_e11);
+        y_store(row_5, _e21 * _e20, true, y);
+        return;
+    } else {
+        return;
+    }
+}
+
+float dot8_(
+    uint word,
+    metal::float4 low,
+    metal::float4 high,
+    uint replica,
+    threadgroup type_10& pairs
+) {
+    float sum_1 = {};
+    metal::float2 w0_ = pairs.inner[((word & 255u) * REPLICAS) + replica];
+    metal::float2 w1_ = pairs.inner[(((word >> 8u) & 255u) * REPLICAS) + replica];
+    metal::float2 w2_ = pairs.inner[(((word >> 16u) & 255u) * REPLICAS) + replica];
+    metal::float2 w3_ = pairs.inner[((word >> 24u) * REPLICAS) + replica];
+    sum_1 = w0_.x * low.x;
+    float _e46 = sum_1;
+    sum_1 = metal::fma(w0_.y, low.y, _e46);
+    float _e50 = sum_1;
+    sum_1 = metal::fma(w1_.x, low.z, _e50);
+    float _e54 = sum_1;
+    sum_1 = metal::fma(w1_.y, low.w, _e54);
+    float _e58 = sum_1;
+    sum_1 = metal::fma(w2_.x, high.x, _e58);
+    float _e62 = sum_1;
+    sum_1 = metal::fma(w2_.y, high.y, _e62);
+    float _e66 = sum_1;
+    sum_1 = metal::fma(w3_.x, high.z, _e66);
+    float _e70 = sum_1;
+    return metal::fma(w3_.y, high.w, _e70);
+}
+
+struct gemv_pairsInput {
+};
+[[max_total_threads_per_threadgroup(128)]] kernel void gemv_pairs(
+  metal::uint3 group [[threadgroup_position_in_grid]]
+, metal::uint3 groups [[threadgroups_per_grid]]
+, uint thread_ [[thread_index_in_threadgroup]]
+, uint lane [[thread_index_in_simdgroup]]
+, uint width [[threads_per_simdgroup]]
+, uint subgroup [[simdgroup_index_in_threadgroup]]
+, uint subgroups [[simdgroups_per_threadgroup]]
+, device type_4 const& codes [[buffer(0)]]
+, device type_5 const& scales [[buffer(1)]]
+, device type_5 const& book [[buffer(2)]]
+, constant Params& p [[buffer(5)]]
+, device type_9 const& x_5 [[buffer(3)]]
+, device type_5& y [[buffer(4)]]
+) {
+    threadgroup type_10 pairs;
+    uint i = {};
+    uint first = {};
+    uint word_0_0_ = {};
+    uint word_0_1_ = {};
+    uint word_0_2_ = {};
+    uint word_0_3_ = {};
+    float sum_0_0_ = {};
+    uint word_1_0_ = {};
+    uint word_1_1_ = {};
+    uint word_1_2_ = {};
+    uint word_1_3_ = {};
+    float sum_1_0_ = {};
+    uint c = {};
+    uint replica_1 = thread_ % REPLICAS;
+    uint words = p.row_words;
+    uint step = (groups.x * subgroups) * ROWS;
+    uint start = ((group.x * subgroups) + subgroup) * ROWS;
+    i = thread_;
+    bool loop_init_6 = true;
+    while(true) {
+        if (!loop_init_6) {
+            uint _e45 = i;
+            i = _e45 + GROUP;
+        }
+        loop_init_6 = false;
+        uint _e22 = i;
+        if (_e22 < PAIRS) {
+        } else {
+            break;
+        }
+        {
+            uint _e25 = i;
+            uint byte_2 = _e25 / REPLICAS;
+            float high_1 = book[byte_2 >> 4u];
+            float low_1 = book[byte_2 & 15u];
+            uint _e39 = i;
+            pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_1, low_1) : metal::float2(low_1, high_1);
+        }
+    }
+    prepare(thread_, lane, subgroup, subgroups);
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    first = start;
+    bool loop_init_7 = true;
+    while(true) {
+        if (!loop_init_7) {
+            uint _e423 = first;
+            first = _e423 + step;
+        }
+        loop_init_7 = false;
+        uint _e49 = first;
+        uint _e52 = p.n;
+        if (_e49 < _e52) {
+        } else {
+            break;
+        }
+        {
+            uint _e54 = first;
+            uint _e56 = row_of(_e54, 0u, p);
+            uint _e59 = p.n;
+            uint row_0_ = metal::min(_e56, _e59 - 1u);
+            uint base_0_ = row_0_ * words;
+            uint _e73 = codes[base_0_ + metal::min((0u * width) + lane, words - 1u)];
+            word_0_0_ = _e73;
+            uint _e84 = codes[base_0_ + metal::min((1u * width) + lane, words - 1u)];
+            word_0_1_ = _e84;
+            uint _e95 = codes[base_0_ + metal::min((2u * width) + lane, words - 1u)];
+            word_0_2_ = _e95;
+            uint _e106 = codes[base_0_ + metal::min((3u * width) + lane, words - 1u)];
+            word_0_3_ = _e106;
+            sum_0_0_ = 0.0;
+            uint _e110 = first;
+            uint _e112 = row_of(_e110, 1u, p);
+            uint _e115 = p.n;
+            uint row_1_ = metal::min(_e112, _e115 - 1u);
+            uint base_1_ = row_1_ * words;
+            uint _e129 = codes[base_1_ + metal::min((0u * width) + lane, words - 1u)];
+            word_1_0_ = _e129;
+            uint _e140 = codes[base_1_ + metal::min((1u * width) + lane, words - 1u)];
+            word_1_1_ = _e140;
+            uint _e151 = codes[base_1_ + metal::min((2u * width) + lane, words - 1u)];
+            word_1_2_ = _e151;
+            uint _e162 = codes[base_1_ + metal::min((3u * width) + lane, words - 1u)];
+            word_1_3_ = _e162;
+            sum_1_0_ = 0.0;
+            uint _e168 = p.first_x;
+            uint _e173 = p.m;
+            uint x_0_ = metal::min(_e168 + 0u, _e173 - 1u) * words;
+            c = lane;
+            bool loop_init_8 = true;
+            while(true) {
+                if (!loop_init_8) {
+                    uint _e405 = c;
+                    c = _e405 + (4u * width);
+                }
+                loop_init_8 = false;
+                uint _e179 = c;
+                if (_e179 < words) {
+                } else {
+                    break;
+                }
+                {
+                    uint _e181 = c;
+                    uint at_0_ = metal::min(_e181 + (0u * width), words - 1u);
+                    uint _e188 = c;
+                    uint ahead_0_ = metal::min(_e188 + (4u * width), words - 1u);
+                    uint next_0_0_ = codes[base_0_ + ahead_0_];
+                    uint _e201 = block_of(row_0_, at_0_ * 8u, p);
+                    float _e202 = scale_of(_e201, scales);
+                    uint _e203 = c;
+                    float scale_0_0_ = ((_e203 + (0u * width)) < words) ? _e202 : 0.0;
+                    uint next_1_0_ = codes[base_1_ + ahead_0_];
+                    uint _e216 = block_of(row_1_, at_0_ * 8u, p);
+                    float _e217 = scale_of(_e216, scales);
+                    uint _e218 = c;
+                    float scale_1_0_ = ((_e218 + (0u * width)) < words) ? _e217 : 0.0;
+                    uint _e225 = c;
+                    uint at_1_ = metal::min(_e225 + (1u * width), words - 1u);
+                    uint _e232 = c;
+                    uint ahead_1_ = metal::min(_e232 + (5u * width), words - 1u);
+                    uint next_0_1_ = codes[base_0_ + ahead_1_];
+                    uint _e245 = block_of(row_0_, at_1_ * 8u, p);
+                    float _e246 = scale_of(_e245, scales);
+                    uint _e247 = c;
+                    float scale_0_1_ = ((_e247 + (1u * width)) < words) ? _e246 : 0.0;
+                    uint next_1_1_ = codes[base_1_ + ahead_1_];
+                    uint _e260 = block_of(row_1_, at_1_ * 8u, p);
+                    float _e261 = scale_of(_e260, scales);
+                    uint _e262 = c;
+                    float scale_1_1_ = ((_e262 + (1u * width)) < words) ? _e261 : 0.0;
+                    uint _e269 = c;
+                    uint at_2_ = metal::min(_e269 + (2u * width), words - 1u);
+                    uint _e276 = c;
+                    uint ahead_2_ = metal::min(_e276 + (6u * width), words - 1u);
+                    uint next_0_2_ = codes[base_0_ + ahead_2_];
+                    uint _e289 = block_of(row_0_, at_2_ * 8u, p);
+                    float _e290 = scale_of(_e289, scales);
+                    uint _e291 = c;
+                    float scale_0_2_ = ((_e291 + (2u * width)) < words) ? _e290 : 0.0;
+                    uint next_1_2_ = codes[base_1_ + ahead_2_];
+                    uint _e304 = block_of(row_1_, at_2_ * 8u, p);
+                    float _e305 = scale_of(_e304, scales);
+                    uint _e306 = c;
+                    float scale_1_2_ = ((_e306 + (2u * width)) < words) ? _e305 : 0.0;
+                    uint _e313 = c;
+                    uint at_3_ = metal::min(_e313 + (3u * width), words - 1u);
+                    uint _e320 = c;
+                    uint ahead_3_ = metal::min(_e320 + (7u * width), words - 1u);
+                    uint next_0_3_ = codes[base_0_ + ahead_3_];
+                    uint _e333 = block_of(row_0_, at_3_ * 8u, p);
+                    float _e334 = scale_of(_e333, scales);
+                    uint _e335 = c;
+                    float scale_0_3_ = ((_e335 + (3u * width)) < words) ? _e334 : 0.0;
+                    uint next_1_3_ = codes[base_1_ + ahead_3_];
+                    uint _e348 = block_of(row_1_, at_3_ * 8u, p);
+                    float _e349 = scale_of(_e348, scales);
+                    uint _e350 = c;
+                    float scale_1_3_ = ((_e350 + (3u * width)) < words) ? _e349 : 0.0;
+                    X8_ _e358 = x_load(x_0_ + at_0_, x_5);
+                    metal::float4 _e359 = x_low(_e358);
+                    metal::float4 _e360 = x_high(_e358);
+                    uint _e361 = word_0_0_;
+                    float _e362 = dot8_(_e361, _e359, _e360, replica_1, pairs);
+                    float _e363 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e362, scale_0_0_, _e363);
+                    uint _e365 = word_1_0_;
+                    float _e366 = dot8_(_e365, _e359, _e360, replica_1, pairs);
+                    float _e367 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e366, scale_1_0_, _e367);
+                    word_0_0_ = next_0_0_;
+                    word_1_0_ = next_1_0_;
+                    X8_ _e370 = x_load(x_0_ + at_1_, x_5);
+                    metal::float4 _e371 = x_low(_e370);
+                    metal::float4 _e372 = x_high(_e370);
+                    uint _e373 = word_0_1_;
+                    float _e374 = dot8_(_e373, _e371, _e372, replica_1, pairs);
+                    float _e375 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e374, scale_0_1_, _e375);
+                    uint _e377 = word_1_1_;
+                    float _e378 = dot8_(_e377, _e371, _e372, replica_1, pairs);
+                    float _e379 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e378, scale_1_1_, _e379);
+                    word_0_1_ = next_0_1_;
+                    word_1_1_ = next_1_1_;
+                    X8_ _e382 = x_load(x_0_ + at_2_, x_5);
+                    metal::float4 _e383 = x_low(_e382);
+                    metal::float4 _e384 = x_high(_e382);
+                    uint _e385 = word_0_2_;
+                    float _e386 = dot8_(_e385, _e383, _e384, replica_1, pairs);
+                    float _e387 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e386, scale_0_2_, _e387);
+                    uint _e389 = word_1_2_;
+                    float _e390 = dot8_(_e389, _e383, _e384, replica_1, pairs);
+                    float _e391 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e390, scale_1_2_, _e391);
+                    word_0_2_ = next_0_2_;
+                    word_1_2_ = next_1_2_;
+                    X8_ _e394 = x_load(x_0_ + at_3_, x_5);
+                    metal::float4 _e395 = x_low(_e394);
+                    metal::float4 _e396 = x_high(_e394);
+                    uint _e397 = word_0_3_;
+                    float _e398 = dot8_(_e397, _e395, _e396, replica_1, pairs);
+                    float _e399 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e398, scale_0_3_, _e399);
+                    uint _e401 = word_1_3_;
+                    float _e402 = dot8_(_e401, _e395, _e396, replica_1, pairs);
+                    float _e403 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e402, scale_1_3_, _e403);
+                    word_0_3_ = next_0_3_;
+                    word_1_3_ = next_1_3_;
+                }
+            }
+            float _e409 = sum_0_0_;
+            float unnamed = metal::simd_sum(_e409);
+            float total_0_0_ = unnamed * UNIT;
+            float _e413 = sum_1_0_;
+            float unnamed_1 = metal::simd_sum(_e413);
+            float total_1_0_ = unnamed_1 * UNIT;
+            if (lane == 0u) {
+                uint _e419 = first;
+                put(_e419, 0u, 0u, metal::float2(total_0_0_, total_1_0_), p, y);
+            }
+        }
+    }
+    return;
+}

@@ -1,0 +1,39 @@
+"""What the kernels' side of torch tensors is checked for, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit.backends import PackedWeight
+
+_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def dtype_name(t: Tensor, name: str) -> str:
+    """The native module's name for the dtype of activations."""
+    try:
+        return _NAMES[t.dtype]
+    except KeyError:
+        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {t.dtype}") from None
+
+
+def check_f32(t: Tensor, name: str) -> None:
+    """Refuse what is not float32."""
+    if t.dtype is not torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {t.dtype}")
+
+
+def check_bias(bias: Tensor, x: Tensor) -> None:
+    """Refuse a bias of another dtype than the activations."""
+    if bias.dtype is not x.dtype:
+        raise TypeError(f"bias: expected the dtype of x, {x.dtype}, got {bias.dtype}")
+
+
+def rows_and_columns(w: PackedWeight) -> Sequence[int]:
+    """`[N, K]` of a weight to multiply by."""
+    if len(w.shape) != 2:
+        raise ValueError(f"shape: expected [N, K], got {list(w.shape)}")
+    return w.shape

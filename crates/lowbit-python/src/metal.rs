@@ -1,0 +1,212 @@
+//! What runs on "mps": the kernels of an operation as Metal text, and the buffers that they work on.
+//!
+//! The plan is made here, by the same host code that drives any other GPU; Python compiles the text
+//! with torch, binds tensors and starts the kernels.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lowbit::{DType, Format, Geometry, formats};
+use lowbit_gpu::msl::{self, ArgumentKind, Bounds, Msl};
+use lowbit_gpu::plan::{Content, Plan, Planner, Step};
+use lowbit_gpu::{Description, Kernel};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::memory::{Size, sizes};
+use crate::to_python;
+
+/// A weight without its numbers: format, shape, block size, nested block size, and whether its
+/// codebook is its own, its scales are f16, and it keeps means.
+#[derive(FromPyObject)]
+pub struct PyDescription(String, Vec<Size>, Size, Option<Size>, [bool; 3]);
+
+/// [`Plan`] for Python: a dict.
+#[derive(IntoPyObject)]
+pub struct PyPlan {
+    buffers: Vec<PyContent>,
+    steps: Vec<PyStep>,
+    results: Vec<usize>,
+}
+
+/// [`Content`]: an input has a name, what is the same for every call has its content, and all else
+/// is room.
+#[derive(IntoPyObject)]
+struct PyContent {
+    name: Option<&'static str>,
+    content: Option<Vec<u8>>,
+    bytes: u64,
+    zeros: bool,
+}
+
+/// [`Step`]: the kernel, which buffer each argument is (`None`: the parameters), and its threads.
+#[derive(IntoPyObject)]
+struct PyStep {
+    name: String,
+    source: String,
+    entry: String,
+    arguments: Vec<Option<usize>>,
+    params: Vec<i32>,
+    powers: Option<[usize; 2]>,
+    threads: [u32; 3],
+    group: [u32; 3],
+}
+
+/// `w -> codes, scales, index of the first number that is not finite`. Scales that are exponents take
+/// 32 bits each.
+#[pyfunction]
+pub fn plan_quantize(
+    format: &str,
+    dtype: &str,
+    shape: Vec<Size>,
+    block_size: Size,
+) -> PyResult<PyPlan> {
+    let (format, dtype) = (known(format)?, self::dtype(dtype)?);
+    planned(|planner| {
+        let shape = sizes(&shape);
+        let g = Geometry::new(format, &shape, Some(block_size.0))?;
+        let w = planner.input("w", numbers(g.n, g.k, dtype));
+        let q = lowbit_gpu::quantize(planner, format, &w, dtype, &shape, Some(block_size.0))?;
+        Ok(vec![q.codes, q.scales, q.bad])
+    })
+}
+
+/// `weight -> [N, K]` of that type.
+#[pyfunction]
+pub fn plan_dequantize(weight: PyDescription, dtype: &str) -> PyResult<PyPlan> {
+    let dtype = self::dtype(dtype)?;
+    weight.planned(|planner, description| {
+        let weight = planner.weight(description)?;
+        Ok(vec![lowbit_gpu::dequantize(planner, &weight, dtype)?])
+    })
+}
+
+/// `x, bias, weight -> x wᵀ + bias`, with `m` rows of that type.
+#[pyfunction]
+pub fn plan_linear(weight: PyDescription, dtype: &str, m: Size, bias: bool) -> PyResult<PyPlan> {
+    let (dtype, m) = (self::dtype(dtype)?, rows(m)?);
+    weight.planned(|planner, description| {
+        let g = description.geometry()?;
+        let x = planner.input("x", numbers(m, g.k, dtype));
+        let bias = bias.then(|| planner.input("bias", numbers(1, g.n, dtype)));
+        let weight = planner.weight(description)?;
+        Ok(vec![lowbit_gpu::linear(planner, &x, m, &weight, bias.as_ref(), dtype)?])
+    })
+}
+
+/// `dy, weight -> dy w`, with `m` rows of that type.
+#[pyfunction]
+pub fn plan_linear_transposed(weight: PyDescription, dtype: &str, m: Size) -> PyResult<PyPlan> {
+    let (dtype, m) = (self::dtype(dtype)?, rows(m)?);
+    weight.planned(|planner, description| {
+        let g = description.geometry()?;
+        let dy = planner.input("dy", numbers(m, g.n, dtype));
+        let weight = planner.weight(description)?;
+        Ok(vec![lowbit_gpu::linear_transposed(planner, &dy, m, &weight, dtype)?])
+    })
+}
+
+impl PyDescription {
+    fn planned(
+        &self,
+        operation: impl FnOnce(&Planner, &Description<'_>) -> lowbit::Result<Vec<usize>>,
+    ) -> PyResult<PyPlan> {
+        let PyDescription(format, shape, block_size, nested_block_size, flags) = self;
+        let [own_codebook, half_scales, has_mean] = *flags;
+        let description = Description {
+            format: known(format)?,
+            shape: &sizes(shape),
+            block_size: block_size.0,
+            nested_block_size: nested_block_size.map(|size| size.0),
+            own_codebook,
+            half_scales,
+            has_mean,
+        };
+        planned(|planner| operation(planner, &description))
+    }
+}
+
+/// What `operation` would run, with the buffers that it returns as results.
+fn planned(operation: impl FnOnce(&Planner) -> lowbit::Result<Vec<usize>>) -> PyResult<PyPlan> {
+    let planner = Planner::new(msl::APPLE);
+    let results = operation(&planner).map_err(to_python)?;
+    let Plan { buffers, steps, results } = planner.finish(&results);
+    Ok(PyPlan {
+        buffers: buffers.into_iter().map(PyContent::from).collect(),
+        steps: steps.into_iter().map(PyStep::new).collect::<PyResult<_>>()?,
+        results,
+    })
+}
+
+impl From<Content> for PyContent {
+    fn from(content: Content) -> Self {
+        let room = |bytes| PyContent { name: None, content: None, bytes, zeros: false };
+        match content {
+            Content::Input { name, bytes } => PyContent { name: Some(name), ..room(bytes) },
+            Content::Bytes(content) => {
+                let bytes = content.len() as u64;
+                PyContent { content: Some(content), ..room(bytes) }
+            }
+            Content::Zeros(bytes) => PyContent { zeros: true, ..room(bytes) },
+            Content::Scratch(bytes) => room(bytes),
+        }
+    }
+}
+
+impl PyStep {
+    fn new(step: Step) -> PyResult<Self> {
+        let msl = translated(&step.kernel)?;
+        let mut buffers = step.buffers.iter().copied();
+        let arguments = msl.arguments.iter().map(|argument| match argument.kind {
+            ArgumentKind::Read | ArgumentKind::ReadWrite => buffers.next(),
+            ArgumentKind::Params | ArgumentKind::Lengths => None,
+        });
+        let arguments = arguments.collect();
+        let group = msl.threads_per_group;
+        Ok(PyStep {
+            name: msl.name.clone(),
+            source: msl.source.clone(),
+            entry: msl.entry.clone(),
+            arguments,
+            powers: step.powers(),
+            params: step.params.iter().map(|p| p.cast_signed()).collect(),
+            threads: std::array::from_fn(|axis| step.groups[axis] * group[axis]),
+            group,
+        })
+    }
+}
+
+/// A kernel's text, translated once.
+fn translated(kernel: &Kernel) -> PyResult<Arc<Msl>> {
+    static KNOWN: Mutex<Option<HashMap<String, Arc<Msl>>>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    if let Some(msl) = known.get(&kernel.name) {
+        return Ok(Arc::clone(msl));
+    }
+    let msl = Arc::new(msl::translate(kernel, Bounds::Unchecked).map_err(to_python)?);
+    known.insert(kernel.name.clone(), Arc::clone(&msl));
+    Ok(msl)
+}
+
+/// Bytes of so many numbers.
+fn numbers(rows: usize, columns: usize, dtype: DType) -> u64 {
+    rows.saturating_mul(columns).saturating_mul(dtype.size()) as u64
+}
+
+/// Rows of activations: kernels count them in 32 bits.
+fn rows(m: Size) -> PyResult<usize> {
+    u32::try_from(m.0).map(|m| m as usize).map_err(|_| {
+        PyValueError::new_err(format!("x: expected fewer than 2^32 rows, got {}", m.0))
+    })
+}
+
+fn known(format: &str) -> PyResult<&'static Format> {
+    formats::by_name(format).map_err(to_python)
+}
+
+fn dtype(name: &str) -> PyResult<DType> {
+    DType::ALL.into_iter().find(|dtype| dtype.to_string() == name).ok_or_else(|| {
+        PyValueError::new_err(format!("dtype: expected f32, f16 or bf16, got {name:?}"))
+    })
+}

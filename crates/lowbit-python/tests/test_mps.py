@@ -1,0 +1,225 @@
+"""The kernels of "mps", on tensors of the CPU: torch's native half is replaced by a stand-in that
+runs the same Metal text on the processor. Nothing here has run on Apple's hardware."""
+
+import math
+import os
+
+import pytest
+import torch
+
+from lowbit import _native, formats, ops
+from lowbit import functional as F
+from lowbit.backends import cpu, mps
+from lowbit.integrations import bitsandbytes
+from metal import Library
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("LOWBIT_SKIP_GPU", "0") != "0", reason="LOWBIT_SKIP_GPU"
+)
+FORMATS = list(formats.ALL)
+LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def metal():
+    """Torch's Metal compiler, replaced; what was compiled is kept from test to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._C, "_mps_compileShader", Library, raising=False)
+        patch.setattr(mps, "_kernels", {})
+        mps._plan.cache_clear()
+        yield
+    mps._plan.cache_clear()
+
+
+def weights(entry, *shape, dtype=torch.float32):
+    w = torch.randn(*shape) * torch.logspace(-2, 2, shape[0])[:, None]
+    w[0] = 0.0
+    return (w if entry.codebook[0] < 0 or entry.encoder[2] else w.abs()).to(dtype)
+
+
+def quantized(quant_type, n, k, **options):
+    codes, state = F.quantize(weights(formats.by_name(quant_type), n, k), quant_type, **options)
+    return state.weight(codes)
+
+
+def same(made, expected, dtype):
+    assert made.dtype == dtype and made.shape == expected.shape
+    error = (made.float() - expected).abs().max() if made.numel() else 0.0
+    assert error <= LIMITS[dtype] * (expected.abs().max() if made.numel() else 0.0)
+
+
+def hold_to_the_cpu(w, x, bias=None):
+    """`linear` and its transposed product, each held to f32 on the processor."""
+    wide = None if bias is None else bias.float()
+    same(mps.linear(x, bias, *w), cpu.linear(x.float(), wide, *w), x.dtype)
+    dy = torch.randn(*x.shape[:-1], w.shape[0]).to(x.dtype)
+    same(mps.linear_transposed(dy, *w), cpu.linear_transposed(dy.float(), *w), x.dtype)
+
+
+@pytest.mark.parametrize("quant_type", FORMATS)
+def test_every_format(quant_type):
+    entry = formats.by_name(quant_type)
+    dtype = list(LIMITS)[FORMATS.index(quant_type) % 3]
+    for shape in ((8, 256), (5, 37)):
+        w = weights(entry, *shape, dtype=dtype)
+        size = entry.block_size(None, shape[1])
+        for ours, theirs in zip(
+            mps.quantize(w, quant_type, size), cpu.quantize(w, quant_type, size), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+    weight = quantized(quant_type, 8, 256)
+    assert torch.equal(mps.dequantize(dtype, *weight), cpu.dequantize(dtype, *weight))
+    hold_to_the_cpu(weight, torch.randn(2, 256).to(dtype), torch.randn(8).to(dtype))
+
+
+@pytest.mark.parametrize("rows", [(1,), (3, 2), (70,), (300,)], ids=str)
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_every_kernel_of_a_product(rows, double_quant):
+    weight = quantized("nf4", 68, 96, double_quant=double_quant)
+    compiled = Library.compiled
+    for dtype in (torch.bfloat16, torch.float16) if rows > (3,) else LIMITS:
+        x, bias = torch.randn(*rows, 96).to(dtype), torch.randn(68).to(dtype)
+        hold_to_the_cpu(weight, x, bias)
+        once = Library.compiled
+        hold_to_the_cpu(weight, x, bias)
+        assert compiled <= once == Library.compiled
+
+
+@pytest.mark.parametrize("size", [2.0**-60, 1.0, 2.0**60])
+def test_weights_of_any_size_are_rounded_to_half_floats(size):
+    for quant_type in ("nf4", "mxfp4"):
+        weight = quantized(quant_type, 64, 64)
+        if formats.by_name(quant_type).scales_are_bytes:
+            scales = (weight.scales.int() + int(math.log2(size))).clamp(0).to(torch.uint8)
+        else:
+            scales = weight.scales * size
+        weight = weight._replace(scales=scales)
+        x = torch.randn(70, 64).bfloat16()
+        same(mps.linear(x, None, *weight), cpu.linear(x.float(), None, *weight), x.dtype)
+
+
+def test_nested_scales_have_the_same_bits():
+    for count in (0, 1, 1000):
+        scales = torch.rand(count)
+        for ours, theirs in zip(
+            mps.double_quantize(scales), cpu.double_quantize(scales), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_offsets_and_strides():
+    weight = quantized("nf4", 6, 64)
+    x = torch.randn(64, 5).t()  # Columns of a matrix.
+    hold_to_the_cpu(weight, x)
+    hold_to_the_cpu(weight, torch.randn(5 * 64 + 1)[1:].view(5, 64))
+    hold_to_the_cpu(weight, torch.randn(1, 64).expand(5, 64), torch.randn(12)[::2])
+    behind = torch.cat([torch.zeros(3, dtype=torch.uint8), weight.codes.view(-1)])[3:]
+    hold_to_the_cpu(weight._replace(codes=behind), x)
+    hold_to_the_cpu(weight._replace(scales=torch.cat([weight.scales, weight.scales])[6:]), x)
+    flat = torch.randn(257)[1:]
+    for ours, theirs in zip(
+        mps.quantize(flat, "nf4", 64), cpu.quantize(flat, "nf4", 64), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_codes_in_other_dtypes_and_values_of_their_own():
+    weight = quantized("nf4", 6, 66)
+    x = torch.randn(3, 66)
+    filled = F.general.stored_as(weight.codes.view(-1), torch.float32)
+    hold_to_the_cpu(weight._replace(codes=filled), x)
+    hold_to_the_cpu(weight._replace(codebook=torch.linspace(-1, 1, 16)), x)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 4, 64), (3, 0, 64), (3, 4, 0)])
+def test_nothing(m, n, k):
+    w = torch.empty(n, k)
+    for ours, theirs in zip(mps.quantize(w, "nf4", 64), cpu.quantize(w, "nf4", 64), strict=True):
+        assert torch.equal(ours, theirs)
+    codes, state = F.quantize(w, "nf4")
+    weight = state.weight(codes)
+    assert mps.dequantize(torch.float16, *weight).shape == (n, k)
+    assert torch.equal(mps.linear(torch.randn(m, k), None, *weight), torch.zeros(m, n))
+    assert torch.equal(mps.linear_transposed(torch.randn(m, n), *weight), torch.zeros(m, k))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", list(LIMITS))
+def test_what_is_not_finite_is_refused_with_its_place(value, dtype):
+    w = torch.randn(4, 64).to(dtype)
+    w[2, 7] = value
+    with pytest.raises(ValueError, match=f"got {value} at index 135"):
+        mps.quantize(w, "nf4", 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"codes": torch.zeros(255, dtype=torch.uint8)}, "codes: expected 192 bytes"),
+        ({"scales": torch.zeros(5)}, "scales: expected 24 bytes"),
+        ({"scales": torch.zeros(6, dtype=torch.float16)}, "scales: expected torch.float32"),
+        ({"scales": torch.zeros(6, device="meta")}, "scales: expected a tensor on cpu"),
+        ({"codebook": torch.zeros(15)}, "codebook: expected 64 bytes"),
+        ({"nested_absmax": torch.zeros(1)}, "nested blocks"),
+        ({"nested_absmax": torch.zeros(1), "nested_block_size": 256}, "nested_map, nested_offset"),
+        ({"block_size": 48}, "block_size"),
+        ({"shape": [6, 65]}, "x: expected"),
+        ({"shape": [384]}, "shape: expected"),
+        ({"format": "nf5"}, "nf5"),
+    ],
+)
+def test_a_weight_that_does_not_fit_is_named(changes, named):
+    weight = quantized("nf4", 6, 64)._replace(**changes)
+    with pytest.raises((ValueError, TypeError), match=named):
+        mps.linear(torch.randn(2, 64), None, *weight)
+
+
+@pytest.mark.parametrize("operation", ["plan_quantize", "plan_linear", "plan_linear_transposed"])
+def test_plans_of_what_cannot_be_are_refused(operation):
+    good = {
+        "plan_quantize": ["nf4", "f32", (4, 64), 64],
+        "plan_linear": [("nf4", (4, 64), 64, None, False), "f32", 3, False],
+        "plan_linear_transposed": [("nf4", (4, 64), 64, None, False), "f32", 3],
+    }[operation]
+    plan = getattr(_native, operation)
+    assert plan(*good)["steps"]
+    hostile = [None, "nf5", -1, 2**62, 2**64, (2**40, 2**40), (-1,), 0.5, ()]
+    weight = ("nf4", (4, 64), 64)
+    hostile += [(*weight, 0, False), ("mxfp4", (4, 64), 32, 256, False), (*weight, None, 1.5)]
+    for i in range(len(good)):
+        for other in hostile:
+            if i == 2 and operation == "plan_quantize" and other == ():
+                continue
+            with pytest.raises((ValueError, TypeError)):
+                plan(*good[:i], other, *good[i + 1 :])
+
+
+def test_operations_of_bitsandbytes():
+    ours, theirs = bitsandbytes.kernels(mps), bitsandbytes.kernels(cpu)
+    assert ours.keys() == theirs.keys()
+    w, x = torch.randn(8, 128), torch.randn(2, 128)
+    codes, absmax = theirs["quantize_4bit"](w, 64, "nf4", torch.uint8)
+    for made, expected in zip(
+        ours["quantize_4bit"](w, 64, "nf4", torch.uint8), (codes, absmax), strict=True
+    ):
+        assert torch.equal(made, expected)
+    book = torch.tensor(formats.by_name("nf4").codebook)
+    calls = {
+        "dequantize_4bit": (codes, absmax, 64, "nf4", w.shape, torch.float16),
+        "gemv_4bit": (x[:1], codes, w.shape, absmax, book, 64),
+        "gemm_4bit": (x, codes, w.shape, absmax, 64, "nf4"),
+        "quantize_blockwise": (w, F.dynamic_map(), 256),
+        "int8_vectorwise_quant": (w, 2.5),
+        "int8_linear_matmul": (torch.ones(3, 64, dtype=torch.int8),) * 2,
+    }
+    for name, arguments in calls.items():
+        torch.testing.assert_close(
+            ours[name](*arguments), theirs[name](*arguments), rtol=1e-4, atol=1e-4
+        )
+    assert ours["quantize_4bit"](w, 64, "fp4", torch.bfloat16)[0].dtype is torch.bfloat16
+
+
+def test_torch_finds_them():
+    for name in ("quantize", "double_quantize", "dequantize", "linear", "linear_transposed"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{name}", "MPS")
+    assert "mps" in ops.NATIVE
