@@ -1,10 +1,14 @@
 //! Mixtures of experts against those of the CPU.
 
+use std::cell::Cell;
+
 use lowbit::conformance::Rng;
 use lowbit::device::{Device, Routes, Routing};
+use lowbit::format::Layout;
 use lowbit::{DType, DenseTensor, Weight, formats};
 
 use crate::device::{Both, Two, on_both};
+use crate::full;
 
 /// Weights `[N, K]` of experts, of a format or, behind those, dense.
 fn experts(rng: &mut Rng, count: usize, rows: &[usize], k: usize, kind: usize) -> Vec<Vec<Weight>> {
@@ -18,6 +22,14 @@ fn experts(rng: &mut Rng, count: usize, rows: &[usize], k: usize, kind: usize) -
         }
     };
     (0..count).map(|_| rows.iter().map(&mut weight).collect()).collect()
+}
+
+/// So many rows, or as many more as a format needs that packs several.
+fn fitting(rows: usize, kind: usize) -> usize {
+    match formats::ALL.get(kind).map(|format| format.layout) {
+        Some(Layout::Stacked { rows: together }) => rows.next_multiple_of(together),
+        _ => rows,
+    }
 }
 
 /// What rows chose on each.
@@ -49,44 +61,51 @@ fn rows_choose_the_largest_logits() {
     });
 }
 
-/// One launch or many, one by one or in tiles: what each row's experts give.
+/// Rows, experts, how many each row chooses, `N` and `K`: one launch or many, one by one or in tiles.
+const CASES: [[usize; 5]; 5] =
+    [[1, 3, 2, 8, 64], [1, 4, 4, 256, 256], [3, 5, 2, 6, 96], [40, 4, 2, 12, 64], [2, 3, 1, 5, 7]];
+
+/// What each row's experts give: every format with every case on some GPU and type of activations, in
+/// full on all of them.
 #[test]
 fn experts_multiply_what_is_sent_to_them() {
+    let runs = Cell::new(0);
     on_both(|both| {
-        for (rows, count, top, n, k) in [
-            (1, 3, 2, 8, 64),
-            (1, 4, 4, 256, 256),
-            (3, 5, 2, 6, 96),
-            (40, 4, 2, 12, 64),
-            (2, 3, 1, 5, 7),
-        ] {
-            for kind in 0..=formats::ALL.len() {
-                let weights = experts(&mut both.rng, count, &[n, n], k, kind);
-                let all = both.run(|d, _| d.experts(&weights));
-                let (x, logits) = (both.random([rows, k]), both.random([rows, count]));
-                let routes = routes(both, &logits, Routing { top, normalize: true });
-                let what = format!("experts {rows} {count} {top} {n} {k} of kind {kind}");
-                for part in 0..2 {
-                    let y = both.run(|d, i| {
-                        Ok(d.linear_experts(&x[i], &all[i], &routes[i])?.swap_remove(part))
-                    });
-                    both.close(&what, &y, (k as f32).sqrt(), 3.0);
+        let run = runs.replace(runs.get() + 1);
+        for kind in 0..=formats::ALL.len() {
+            for (i, case) in CASES.into_iter().enumerate() {
+                if full() || i == (run + kind) % CASES.len() {
+                    multiplies(both, case, kind);
                 }
-                let inner = both.run(|d, i| d.gated_experts(&x[i], &all[i], &routes[i]));
-                both.close(&format!("gated {what}"), &inner, 2.0 * k as f32, 3.0);
-
-                // A row for each place, and all of it added up.
-                let weights = experts(&mut both.rng, count, &[k], n, kind);
-                let all = both.run(|d, _| d.experts(&weights));
-                let inner = both.random([rows * top, n]);
-                let sum = both.run(|d, i| {
-                    let y = d.linear_experts(&inner[i], &all[i], &routes[i])?.swap_remove(0);
-                    d.mix_experts(&y, &routes[i], &x[i])
-                });
-                both.close(&format!("mix {what}"), &sum, (n as f32).sqrt() + 1.0, 3.0);
             }
         }
     });
+}
+
+fn multiplies(both: &mut Both, [rows, count, top, n, k]: [usize; 5], kind: usize) {
+    let [n, k] = [n, k].map(|rows| fitting(rows, kind));
+    let weights = experts(&mut both.rng, count, &[n, n], k, kind);
+    let all = both.run(|d, _| d.experts(&weights));
+    let (x, logits) = (both.random([rows, k]), both.random([rows, count]));
+    let routes = routes(both, &logits, Routing { top, normalize: true });
+    let what = format!("experts {rows} {count} {top} {n} {k} of kind {kind}");
+    for part in 0..2 {
+        let y =
+            both.run(|d, i| Ok(d.linear_experts(&x[i], &all[i], &routes[i])?.swap_remove(part)));
+        both.close(&what, &y, (k as f32).sqrt(), 3.0);
+    }
+    let inner = both.run(|d, i| d.gated_experts(&x[i], &all[i], &routes[i]));
+    both.close(&format!("gated {what}"), &inner, 2.0 * k as f32, 3.0);
+
+    // A row for each place, and all of it added up.
+    let weights = experts(&mut both.rng, count, &[k], n, kind);
+    let all = both.run(|d, _| d.experts(&weights));
+    let inner = both.random([rows * top, n]);
+    let sum = both.run(|d, i| {
+        let y = d.linear_experts(&inner[i], &all[i], &routes[i])?.swap_remove(0);
+        d.mix_experts(&y, &routes[i], &x[i])
+    });
+    both.close(&format!("mix {what}"), &sum, (n as f32).sqrt() + 1.0, 3.0);
 }
 
 #[test]
