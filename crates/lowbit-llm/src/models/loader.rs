@@ -55,6 +55,8 @@ pub(crate) struct Loader<'a> {
     total_bytes: u64,
     /// Stored bytes moved so far, scales included.
     pub bytes: u64,
+    /// Those of them that are weights of experts.
+    pub expert_bytes: u64,
     /// Weights moved so far.
     pub weights: u64,
 }
@@ -68,7 +70,7 @@ impl<'a> Loader<'a> {
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
         let total_bytes = source.bytes();
-        Loader { source, device, eps, progress, total_bytes, bytes: 0, weights: 0 }
+        Loader { source, device, eps, progress, total_bytes, bytes: 0, expert_bytes: 0, weights: 0 }
     }
 
     /// Matrix `name.weight: [N, K]` and, if asked for, vector `name.bias: [N]`.
@@ -129,7 +131,9 @@ impl<'a> Loader<'a> {
         };
         let weights = names.iter().map(weights).collect::<Result<Vec<Vec<Weight>>>>()?;
         let weights = self.device.experts(&weights)?;
+        let before = self.bytes;
         self.count(&names.concat());
+        self.expert_bytes += self.bytes - before;
         let full = |names: Vec<String>| names.iter().map(|n| format!("{n}.weight")).collect();
         Ok(Stack { names: names.into_iter().map(full).collect(), weights })
     }

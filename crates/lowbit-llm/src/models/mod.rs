@@ -115,6 +115,7 @@ pub struct Model {
     norm: Norm,
     lm_head: Linear,
     bytes: u64,
+    expert_bytes: u64,
     weights: u64,
 }
 
@@ -174,8 +175,18 @@ impl Model {
             },
             false => from.linear("lm_head", [vocabulary, hidden], false)?,
         };
-        let (bytes, weights) = (from.bytes, from.weights);
-        Ok(Model { config, device, embed_tokens, layers, norm, lm_head, bytes, weights })
+        let Loader { bytes, expert_bytes, weights, .. } = from;
+        Ok(Model {
+            config,
+            device,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            bytes,
+            expert_bytes,
+            weights,
+        })
     }
 
     /// Dimensions and settings.
@@ -191,6 +202,15 @@ impl Model {
     /// Stored bytes of the weights in use, scales included; tied weights count once.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Those of [`bytes`](Self::bytes) that a pass over so many tokens reads at most: of experts, as
+    /// many as the tokens can choose.
+    pub fn bytes_read(&self, tokens: usize) -> u64 {
+        let Some(Experts { count, routing, .. }) = &self.config.experts else { return self.bytes };
+        let chosen = tokens.saturating_mul(routing.top).min(*count);
+        let part = self.expert_bytes as f64 * chosen as f64 / (*count).max(1) as f64;
+        self.bytes - self.expert_bytes + part as u64
     }
 
     /// Stored bits per weight in use, scales included, over all tensors.

@@ -255,6 +255,17 @@ fn size_counts_tied_weights_once() {
     assert_eq!((tied.bytes(), tied.bits_per_weight()), (bytes, 16.0));
 }
 
+/// Two of five experts for a token, all for many.
+#[test]
+fn a_pass_reads_the_experts_that_tokens_choose() {
+    let model = load(&golden("mixtral")).unwrap();
+    let experts = 2 * 5 * 3 * 32 * 56 * 2;
+    assert_eq!(model.bytes_read(1), model.bytes() - experts / 5 * 3);
+    assert_eq!([3, usize::MAX].map(|tokens| model.bytes_read(tokens)), [model.bytes(); 2]);
+    let dense = load(&golden("qwen3")).unwrap();
+    assert_eq!(dense.bytes_read(1), dense.bytes());
+}
+
 #[test]
 fn progress_ends_at_the_total() {
     let checkpoint = Checkpoint::open(&golden("qwen3")).unwrap();
