@@ -160,7 +160,10 @@ impl Tap for Grams<'_> {
         }
         let (rows, k) = x.rows_cols();
         let x = self.device.read(x)?;
-        let i = match known.or_else(|| self.sums.iter().position(|gram| gram.first == x)) {
+        // Layers of one module that read the same read the same always. Experts that were sent the same
+        // may be sent something else next time.
+        let same = |gram: &Gram| module(&gram.owner) == module(weight) && gram.first == x;
+        let i = match known.or_else(|| self.sums.iter().position(same)) {
             Some(i) => i,
             None => {
                 let (owner, sum) = (weight.to_owned(), vec![0.0; k * k]);
@@ -177,6 +180,11 @@ impl Tap for Grams<'_> {
         }
         Ok(())
     }
+}
+
+/// What a layer belongs to, by the name of its weight: `<module>.<layer>.weight`.
+fn module(weight: &str) -> Option<&str> {
+    weight.rsplitn(3, '.').nth(2)
 }
 
 impl Gram {

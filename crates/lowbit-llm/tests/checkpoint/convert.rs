@@ -290,19 +290,41 @@ fn of_a_mixture_experts_are_quantized_and_routers_are_not() {
         let quantized = Checkpoint::open(&output).unwrap();
         let skipped = &quantized.config().unwrap()["quantization_config"]["llm_int8_skip_modules"];
         assert!(skipped.as_array().unwrap().contains(&router.into()), "{skipped}");
-        // It runs, on the CPU's own kernels for the format.
-        let device = Arc::new(CpuDevice::new(Cpu::best(), DType::F32));
-        let logits = [&Checkpoint::open(&input).unwrap(), &quantized].map(|checkpoint| {
-            let model = Model::load(checkpoint, device.clone(), &mut |_, _| {}).unwrap();
-            let mut cache = model.new_cache(8).unwrap();
-            let logits = model.forward(&[5, 1, 7, 80], &mut cache, Logits::All, None).unwrap();
-            model.device().read(&logits).unwrap()
-        });
-        let apart = |(a, b): (&f32, &f32)| (a - b).abs();
-        let mean =
-            logits[0].iter().zip(&logits[1]).map(apart).sum::<f32>() / logits[0].len() as f32;
+        let apart = apart(&input, &output);
+        let mean = apart.iter().sum::<f32>() / apart.len() as f32;
         // Of a standard deviation of 1.
         assert!(mean > 1e-3 && mean < 0.3, "{name}: {mean}");
+    }
+}
+
+/// How far two models' logits for some tokens are apart.
+fn apart(a: &Path, b: &Path) -> Vec<f32> {
+    let device = Arc::new(CpuDevice::new(Cpu::best(), DType::F32));
+    let logits = [a, b].map(|path| {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        let model = Model::load(&checkpoint, device.clone(), &mut |_, _| {}).unwrap();
+        let mut cache = model.new_cache(8).unwrap();
+        let logits = model.forward(&[5, 1, 7, 80], &mut cache, Logits::All, None).unwrap();
+        model.device().read(&logits).unwrap()
+    });
+    logits[0].iter().zip(&logits[1]).map(|(a, b)| (a - b).abs()).collect()
+}
+
+/// What experts in any format give is what their numbers give.
+#[test]
+fn experts_run_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in ["mixtral", "qwen3-moe"] {
+        for format in formats::ALL {
+            let path = |what: &str| dir.path().join(format!("{model}-{}-{what}", format.name));
+            let (quantized, numbers) = (path("quantized"), path("numbers"));
+            run(&golden("../models").join(model), &quantized, &QuantizeOptions::new(format));
+            let options = DequantizeOptions { dtype: Some(DType::F32), ..Default::default() };
+            let report = dequantize(&quantized, &numbers, &options, &()).unwrap();
+            assert!(report.converted.iter().any(|c| c.name.contains(".experts.")));
+            let furthest = apart(&quantized, &numbers).into_iter().fold(0.0, f32::max);
+            assert!(furthest < 1e-3, "{model} in {}: {furthest}", format.name);
+        }
     }
 }
 
