@@ -8,6 +8,7 @@ use lowbit::{Cpu, CpuDevice, DType};
 use lowbit_gpu::{Adapter, Gpu, GpuDevice, Kind};
 
 use crate::failure::Result;
+use crate::{tuned, ui};
 
 /// Where to run.
 #[derive(Debug, clap::Args)]
@@ -48,10 +49,8 @@ impl DeviceArgs {
     pub fn choose(&self) -> Result<Chosen> {
         match &self.device {
             Choice::Cpu => Ok(Chosen::Cpu),
-            Choice::Gpu(name) => {
-                Ok(Chosen::Gpu(Gpu::open(&Adapter::find(name.as_deref())?, false)?))
-            }
-            Choice::Auto => match best(&Adapter::all()).map(|adapter| Gpu::open(adapter, false)) {
+            Choice::Gpu(name) => Ok(Chosen::Gpu(open(&Adapter::find(name.as_deref())?)??)),
+            Choice::Auto => match best(&Adapter::all()).map(open).transpose()? {
                 None => Ok(Chosen::Cpu),
                 Some(Ok(gpu)) => Ok(Chosen::Gpu(gpu)),
                 Some(Err(error)) => {
@@ -74,6 +73,20 @@ impl DeviceArgs {
             }
         })
     }
+}
+
+/// Opens an adapter, to run the kernels that were measured to be its fastest. The outer error is that
+/// of writing a note.
+fn open(adapter: &Adapter) -> Result<lowbit::Result<Gpu>> {
+    let gpu = Gpu::open(adapter, false);
+    Ok(match tuned::load(adapter) {
+        None => gpu,
+        Some(Ok(choices)) => gpu.map(|gpu| gpu.with_choices(choices)),
+        Some(Err(why)) => {
+            writeln!(anstream::stderr(), "note: {}", ui::printable(&why))?;
+            gpu
+        }
+    })
 }
 
 /// What `auto` takes of these, which are sorted: no software, for the CPU is faster, and nothing

@@ -13,6 +13,7 @@ mod interrupt;
 mod machine;
 mod model;
 mod sampling;
+mod tuned;
 mod ui;
 
 use std::io::Write;

@@ -1,14 +1,18 @@
-//! Which kernel a product takes: the one place that weighs them against each other.
+//! Which kernel a product takes: the one place that weighs them against each other, unless someone has
+//! [measured](crate::choices) them.
 
 use lowbit::DType;
+use serde::{Deserialize, Serialize};
 
+use crate::choices::Class;
 use crate::matrix::{Schedule, Tiles};
 use crate::product::TILE;
-use crate::weight::{Kind, TABLE};
-use crate::{Kernel, Limits};
+use crate::weight::Kind;
+use crate::{Kernel, Limits, Queue};
 
 /// A kernel for a product, and how its work is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Product {
     /// A subgroup for `rows` rows of weights, at most `batch` rows of activations.
     Gemv { rows: u32, batch: u32 },
@@ -44,6 +48,19 @@ impl Product {
             _ => None,
         }
     }
+
+    /// Whether it can multiply weights of that kind, whose rows have that length.
+    pub fn suits(self, k: usize, kind: &Kind, limits: &Limits) -> bool {
+        match self {
+            Product::Gemv { .. } => kind.vectors,
+            Product::GemvPairs { .. } => kind.vectors && kind.is_nibble_table(),
+            Product::Matrix { tiles, .. } => {
+                let bytes = tiles.workgroup_bytes() + kind.table_bytes();
+                k.is_multiple_of(tiles.depth as usize) && bytes <= limits.workgroup_memory
+            }
+            Product::Gemm | Product::Transposed => true,
+        }
+    }
 }
 
 /// Most rows of activations for a subgroup's sums.
@@ -56,16 +73,17 @@ const GROUPS: u32 = 128;
 const PAIRS: u32 = 256 * 8;
 
 /// The kernel for `x: [M, K]` of that type and `w: [N, K]`.
-pub(crate) fn product(
-    [m, n, k]: [usize; 3],
-    kind: &Kind,
-    dtype: DType,
-    limits: &Limits,
-) -> Product {
-    if limits.subgroup == (32, 32)
-        && limits.f16
-        && dtype != DType::F32
-        && let Some(product) = matrices(m, k, limits)
+pub(crate) fn product<Q: Queue>(dims: [usize; 3], kind: &Kind, dtype: DType, queue: &Q) -> Product {
+    let limits = queue.limits();
+    let measured = queue.choices().and_then(|choices| choices.product(dims, kind, dtype));
+    let measured = measured.filter(|product| product.suits(dims[2], kind, limits));
+    measured.unwrap_or_else(|| usual(dims, kind, dtype, limits))
+}
+
+/// The kernel that nobody has measured to be slower than another on this adapter.
+pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &Limits) -> Product {
+    if has_matrices(dtype == DType::F32, limits)
+        && let Some(product) = matrices(m, k, kind, limits)
     {
         return product;
     }
@@ -92,17 +110,17 @@ pub(crate) fn product(
 
 /// The kernel for one row of activations and a gate with what it multiplies under it, `w: [N, K]`, which
 /// takes rows of both; `None` if no subgroups multiply.
-pub(crate) fn gated(
+pub(crate) fn gated<Q: Queue>(
     [n, k]: [usize; 2],
     kind: &Kind,
     dtype: DType,
-    limits: &Limits,
+    queue: &Q,
 ) -> Option<Product> {
-    match product([1, n, k], kind, dtype, limits) {
+    match product([1, n, k], kind, dtype, queue) {
         Product::Gemv { batch, .. } => Some(Product::Gemv { rows: 4, batch }),
         Product::GemvPairs { rows: 2, batch, group, replicas } => {
             // Twice the rows in half the subgroups.
-            let group = (group / 2).max(limits.subgroup.1);
+            let group = (group / 2).max(queue.limits().subgroup.1);
             Some(Product::GemvPairs { rows: 4, batch, group, replicas })
         }
         pairs @ Product::GemvPairs { .. } => Some(pairs),
@@ -118,29 +136,31 @@ const FEW_PLACES: usize = 32;
 
 /// The kernel for so many places of `[_, K]`, each with `N` rows of one of `experts`: one for a single row
 /// of activations, or tiles.
-pub(crate) fn experts(
+pub(crate) fn experts<Q: Queue>(
     [places, n, k]: [usize; 3],
     experts: usize,
     kind: &Kind,
     dtype: DType,
-    limits: &Limits,
+    queue: &Q,
 ) -> Product {
-    if places > FEW_PLACES.max(PLACES * experts) {
-        return Product::Gemm;
+    let is_few = places <= FEW_PLACES.max(PLACES * experts);
+    match product([1, n, k], kind, dtype, queue) {
+        one @ (Product::Gemv { .. } | Product::GemvPairs { .. }) if is_few => one,
+        _ => Product::Gemm,
     }
-    product([1, n, k], kind, dtype, limits)
 }
 
 /// Whether a kernel for one row of activations has room to norm it first; `eps` becomes a part of its text.
 pub(crate) fn can_norm(
     product: Product,
     k: usize,
+    kind: &Kind,
     eps: f32,
     dtype: DType,
     limits: &Limits,
 ) -> bool {
     let (tables, group) = match product {
-        Product::Gemv { .. } => (4 * TABLE as u32, 128),
+        Product::Gemv { .. } => (kind.table_bytes(), 128),
         Product::GemvPairs { group, replicas, .. } => (PAIRS * replicas, group),
         _ => return false,
     };
@@ -148,13 +168,19 @@ pub(crate) fn can_norm(
     eps.is_finite() && k % 8 == 0 && k * dtype.size() <= room as usize
 }
 
+/// Whether products of such activations can take matrix hardware.
+fn has_matrices(f32: bool, limits: &Limits) -> bool {
+    limits.subgroup == (32, 32) && limits.f16 && !f32 && limits.matrix.is_some()
+}
+
 /// The kernel on matrix hardware, from as many rows of activations on as it is faster.
-fn matrices(m: usize, k: usize, limits: &Limits) -> Option<Product> {
+fn matrices(m: usize, k: usize, kind: &Kind, limits: &Limits) -> Option<Product> {
     let side = limits.matrix?;
     let vectors = limits.vector_tiles;
     // Rows of both in a tile, subgroups across, threads, terms.
-    let (tile, across, group, depth, schedule) = match m {
-        _ if !vectors && m > MOST_ROWS => ([64, 64], 2, 256, 32, Schedule::Whole),
+    let small = ([64, 64], 2, 256, 32, Schedule::Whole);
+    let best = match m {
+        _ if !vectors && m > MOST_ROWS => small,
         _ if !vectors || m <= 8 => return None,
         9..=16 => ([16, 64], 4, 128, 128, Schedule::Stream(132)),
         17..=32 => ([32, 32], 2, 64, 64, Schedule::Stream(528)),
@@ -162,10 +188,64 @@ fn matrices(m: usize, k: usize, limits: &Limits) -> Option<Product> {
         65..=256 => ([64, 64], 2, 128, 64, Schedule::Whole),
         _ => ([128, 128], 2, 256, 32, Schedule::Whole),
     };
-    let ([m, n], cut) = (tile, schedule != Schedule::Whole);
-    let tiles = Tiles { side, m, n, across, group, depth, cut, vectors };
-    (k.is_multiple_of(depth as usize) && m % side == 0)
-        .then_some(Product::Matrix { tiles, schedule })
+    // A large codebook leaves less room.
+    [best, small]
+        .map(|([m, n], across, group, depth, schedule)| {
+            let cut = schedule != Schedule::Whole;
+            let tiles = Tiles { side, m, n, across, group, depth, cut, vectors };
+            Product::Matrix { tiles, schedule }
+        })
+        .into_iter()
+        .find(|product| product.suits(k, kind, limits))
+}
+
+/// Tiles worth a try: rows of activations and weights in one, subgroups across, threads, terms.
+const TILES: [([u32; 2], u32, u32, u32); 6] = [
+    ([16, 64], 4, 128, 128),
+    ([32, 32], 2, 64, 64),
+    ([64, 64], 4, 256, 64),
+    ([64, 64], 2, 128, 64),
+    ([64, 64], 2, 256, 32),
+    ([128, 128], 2, 256, 32),
+];
+/// Groups worth a try for stream-K: a few for each core of some GPUs.
+const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];
+
+/// All kernels that can do products of `m` rows of such activations with such weights, for someone to
+/// measure them.
+pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product> {
+    let mut all = Vec::new();
+    if m <= MOST_ROWS && limits.subgroups {
+        let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
+        all.extend([2, 4].map(|rows| Product::Gemv { rows, batch }));
+        let groups = [64, 128, 256, 512, 1024];
+        let groups = groups.into_iter().filter(|g| limits.subgroup.1 <= *g && *g <= limits.threads);
+        let fits = |replicas: &u32| class.pairs && replicas * PAIRS <= limits.workgroup_memory;
+        for group in groups {
+            for replicas in [4, 8, 16].into_iter().filter(fits) {
+                let rows = if batch >= 8 { &[2][..] } else { &[2, 4] };
+                let pairs = |rows: &u32| Product::GemvPairs { rows: *rows, batch, group, replicas };
+                all.extend(rows.iter().map(pairs));
+            }
+        }
+    }
+    if m > 1 || all.is_empty() {
+        all.push(Product::Gemm);
+    }
+    let Some(side) = limits.matrix.filter(|_| m > 1 && has_matrices(class.f32, limits)) else {
+        return all;
+    };
+    let vectors = limits.vector_tiles;
+    for ([m, n], across, group, depth) in TILES {
+        let tiles = |cut| Tiles { side, m, n, across, group, depth, cut, vectors };
+        if tiles(false).workgroup_bytes() > limits.workgroup_memory || group > limits.threads {
+            continue;
+        }
+        all.push(Product::Matrix { tiles: tiles(false), schedule: Schedule::Whole });
+        let cut = STREAMS.map(Schedule::Stream).into_iter().chain([2, 4].map(Schedule::Split));
+        all.extend(cut.map(|schedule| Product::Matrix { tiles: tiles(true), schedule }));
+    }
+    all
 }
 
 /// The kernel that [`product`] takes where that is one on matrix hardware, with another schedule.

@@ -95,8 +95,7 @@ pub fn linear<Q: Queue>(
     if len == 0 || k == 0 {
         return queue.zeros(elementwise::bytes(len, dtype));
     }
-    let product =
-        choose::experts([chosen.places, each, k], chosen.experts, w.kind(), dtype, queue.limits());
+    let product = choose::experts([chosen.places, each, k], chosen.experts, w.kind(), dtype, queue);
     let y = scratch(queue, output, len)?;
     let spec = spec(w, chosen, each, dtype, output, product)?;
     match product {
@@ -120,16 +119,15 @@ pub fn gated<Q: Queue>(
 ) -> Result<Option<Q::Buffer>> {
     let (n, k) = w.rows_cols();
     let each = n / chosen.experts.max(1);
-    let limits = queue.limits();
     let shape = [chosen.places, each, k];
     if each % 4 != 0
         || w.parts().len() > 1
         || chosen.places == 0
-        || choose::experts(shape, chosen.experts, w.kind(), dtype, limits) == Product::Gemm
+        || choose::experts(shape, chosen.experts, w.kind(), dtype, queue) == Product::Gemm
     {
         return Ok(None);
     }
-    let Some(product) = choose::gated([each, k], w.kind(), dtype, limits) else {
+    let Some(product) = choose::gated([each, k], w.kind(), dtype, queue) else {
         return Ok(None);
     };
     let output = output(dtype, 2, each / 2);

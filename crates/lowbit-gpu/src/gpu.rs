@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowbit::{Error, Result};
 
+use crate::Choices;
 use crate::adapter::Adapter;
 use crate::kernel::{Access, Kernel};
 use crate::queue::{Fetch, Limits, Queue};
@@ -29,6 +30,7 @@ const OP: &str = "gpu";
 #[derive(Clone)]
 pub struct Gpu {
     shared: Arc<Shared>,
+    choices: Option<Arc<Choices>>,
 }
 
 struct Shared {
@@ -187,7 +189,14 @@ impl Gpu {
         let (adapter, state) = (adapter.clone(), Mutex::default());
         let shared =
             Shared { adapter, device, queue, limits, checked, params, failure, clock, state };
-        Ok(Gpu { shared: Arc::new(shared) })
+        Ok(Gpu { shared: Arc::new(shared), choices: None })
+    }
+
+    /// The same GPU, on which products take these kernels, those of them that it can run.
+    #[must_use]
+    pub fn with_choices(mut self, choices: Choices) -> Self {
+        self.choices = Some(Arc::new(choices.runnable(&self.shared.limits)));
+        self
     }
 
     /// What was opened.
@@ -500,6 +509,10 @@ impl Queue for Gpu {
 
     fn limits(&self) -> &Limits {
         &self.shared.limits
+    }
+
+    fn choices(&self) -> Option<&Choices> {
+        self.choices.as_deref()
     }
 
     fn zeros(&self, bytes: u64) -> Result<Buffer> {

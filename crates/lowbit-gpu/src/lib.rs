@@ -5,6 +5,7 @@
 mod adapter;
 mod argmax;
 mod attention;
+pub mod choices;
 mod choose;
 mod description;
 mod device;
@@ -29,6 +30,8 @@ mod rms_norm;
 mod rope;
 mod stack;
 mod subject;
+#[cfg(feature = "wgpu")]
+pub mod tune;
 mod unroll;
 mod weight;
 
@@ -36,6 +39,7 @@ mod weight;
 pub use adapter::{Adapter, Kind};
 pub use argmax::argmax;
 pub use attention::{Heads, Layer, attention};
+pub use choices::Choices;
 pub use description::Description;
 pub use device::GpuDevice;
 pub use elementwise::{add, columns, rows, silu_mul};

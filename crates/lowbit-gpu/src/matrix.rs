@@ -1,6 +1,7 @@
 //! Products on matrix hardware: how they are cut into tiles, and the text of their kernels.
 
 use lowbit::{DType, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::memo::Memo;
@@ -22,7 +23,7 @@ const SLOTS: u32 = 4;
 const GROUP: u32 = 256;
 
 /// How results are cut into tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Tiles {
     /// Side of the adapter's matrices.
     pub side: u32,
@@ -44,7 +45,8 @@ pub(crate) struct Tiles {
 
 /// How the work of a product on matrix hardware is dealt to groups of threads. Whatever is chosen, each
 /// sum is taken in one order, so that results are the same in every run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// A tile of results to a group.
     Whole,
@@ -95,6 +97,21 @@ impl Tiles {
         })
     }
 
+    /// Numbers of the factors of two steps, padded against conflicts of banks.
+    fn numbers(&self) -> u32 {
+        2 * (self.m + self.n) * (self.depth + 8)
+    }
+
+    /// Numbers of the results that leave at a time.
+    fn results(&self) -> u32 {
+        (self.group / 32).min(SLOTS) * self.side * self.side
+    }
+
+    /// Workgroup memory that a group takes, without a weight's codebook.
+    pub fn workgroup_bytes(&self) -> u32 {
+        2 * self.numbers() + 4 * self.results()
+    }
+
     /// Numbers of all pieces of tiles: at most two a group.
     pub fn pieces(&self, deal: &Deal) -> u64 {
         match self.cut {
@@ -128,7 +145,6 @@ impl Tiles {
             ("TURNS", group / 32 / slots),
         ];
         let body = unroll(MATRIX, &counts).replace("MATRIX", &format!("coop_mat{side}x{side}"));
-        let numbers = 2 * (m + n) * (depth + 8);
         self.constants(output(builder), group)
             .constant("SIDE", side)
             .constant("ACROSS", across)
@@ -137,8 +153,8 @@ impl Tiles {
             .flag("ALL_X", octets[0] % group == 0)
             .flag("ALL_W", octets[1] % group == 0)
             .constant("SLOTS", slots)
-            .text(&format!("var<workgroup> results: array<f32, {}>;", slots * side * side))
-            .text(&tile(numbers, vectors))
+            .text(&format!("var<workgroup> results: array<f32, {}>;", self.results()))
+            .text(&tile(self.numbers(), vectors))
             .text(OCTET)
             .needs(Needs { f16: true, subgroups: true, matrix: Some(side) })
             .build(PARAMS, "gemm_matrix", group, &body)

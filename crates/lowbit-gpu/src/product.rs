@@ -69,12 +69,25 @@ pub fn linear_scheduled<Q: Queue>(
     dtype: DType,
 ) -> Result<Option<Q::Buffer>> {
     let (n, k) = w.rows_cols();
-    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
-    let Some(product) = choose::scheduled(product, schedule) else { return Ok(None) };
+    let product = choose::product([m, n, k], w.kind(), dtype, queue);
+    let product = choose::scheduled(product, schedule);
+    product.map(|product| linear_by(queue, x, m, w, product, dtype)).transpose()
+}
+
+/// [`linear`] by that kernel, without a bias.
+pub(crate) fn linear_by<Q: Queue>(
+    queue: &Q,
+    x: &Q::Buffer,
+    m: usize,
+    w: &GpuWeight<Q::Buffer>,
+    product: Product,
+    dtype: DType,
+) -> Result<Q::Buffer> {
+    let (n, _) = w.rows_cols();
     let (output, around) = (output(dtype, m, n), Around::default());
     let y = scratch(queue, output, m * n)?;
     multiply(queue, x, m, w, &around, Spec::new(w, dtype, output, product, &around), &y)?;
-    Ok(Some(converted(queue, y, output, m * n, dtype)?))
+    converted(queue, y, output, m * n, dtype)
 }
 
 /// [`linear`], with more before and after, in one kernel where there is one.
@@ -96,9 +109,9 @@ pub fn linear_around<Q: Queue>(
         return around.to.map_or(Ok(y.clone()), |to| elementwise::add(queue, dtype, to, &y, m * n));
     }
     let output = output(dtype, m, n);
-    let product = choose::product([m, n, k], w.kind(), dtype, queue.limits());
+    let product = choose::product([m, n, k], w.kind(), dtype, queue);
     if let Some((factors, eps)) = around.norm
-        && (m > 1 || !choose::can_norm(product, k, eps, dtype, queue.limits()))
+        && (m > 1 || !choose::can_norm(product, k, w.kind(), eps, dtype, queue.limits()))
     {
         let x = rms_norm(queue, dtype, x, m * k, factors, k, eps)?;
         return linear_around(queue, &x, m, w, Around { norm: None, ..around }, dtype);
@@ -128,12 +141,12 @@ pub fn gated<Q: Queue>(
     dtype: DType,
 ) -> Result<Option<Q::Buffer>> {
     let (n, k) = w.rows_cols();
-    let product = choose::gated([n, k], w.kind(), dtype, queue.limits());
+    let product = choose::gated([n, k], w.kind(), dtype, queue);
     let Some(product) = product.filter(|_| w.parts().len() == 1 && n % 4 == 0) else {
         return Ok(None);
     };
     if let Some((factors, eps)) = around.norm
-        && !choose::can_norm(product, k, eps, dtype, queue.limits())
+        && !choose::can_norm(product, k, w.kind(), eps, dtype, queue.limits())
     {
         let x = rms_norm(queue, dtype, x, k, factors, k, eps)?;
         return gated(queue, &x, w, Around { norm: None, ..around }, dtype);

@@ -2,7 +2,7 @@
 
 use lowbit::{Error, Result};
 
-use crate::Kernel;
+use crate::{Choices, Kernel};
 
 /// Something that runs kernels: wgpu, or in tests the stand-in for Metal.
 ///
@@ -13,6 +13,11 @@ pub trait Queue: Send + Sync {
 
     /// What kernels may use.
     fn limits(&self) -> &Limits;
+
+    /// Kernels that someone has measured to be the fastest here, if anyone has.
+    fn choices(&self) -> Option<&Choices> {
+        None
+    }
 
     /// A buffer of zeros. Sizes are rounded up to 16 bytes, none is empty.
     ///

@@ -28,7 +28,7 @@ const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
 const WEIGHT: &str = include_str!("kernels/weight.wgsl");
 
 /// Most entries of a codebook that kernels copy to workgroup memory.
-pub(crate) const TABLE: usize = 4096;
+const TABLE: usize = 4096;
 
 /// A weight on the GPU: `[N, K]`, in several parts where it is larger than a binding may be.
 pub struct GpuWeight<B> {
@@ -367,6 +367,11 @@ impl Kind {
     /// Whether kernels can read four weights at once.
     pub fn words(&self) -> bool {
         self.words
+    }
+
+    /// Workgroup memory that its codebook takes.
+    pub fn table_bytes(&self) -> u32 {
+        if self.table <= TABLE { 4 * self.table as u32 } else { 0 }
     }
 
     /// Whether a code is four bits that stand for one weight of a table, without means.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use half::{bf16, f16};
 
 use crate::cpu::reference;
-use crate::format::{Layout, ScaleKind, Values};
+use crate::format::{ScaleKind, Values};
 use crate::tensor::Geometry;
 use crate::{Cpu, DType, Element, Format, Parts, QTensor, Result, Scales, formats, pack};
 
@@ -138,7 +138,8 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
         _ => (0..sizes.len()).flat_map(|i| (0..shapes.len()).map(move |j| (i, j))).collect(),
     };
     for (i, j) in pairs {
-        let (block_size, (n, k)) = (sizes[i], fitting(format, shapes[j]));
+        let (block_size, (n, k)) = (sizes[i], shapes[j]);
+        let n = n.next_multiple_of(format.row_multiple());
         let dtype = DType::ALL[(i + j) % 3];
         let m = ROWS[(i + j) % ROWS.len()];
         let mut case = Case { subject, format, n, k, block_size, report };
@@ -148,27 +149,20 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
     if size != Size::Quick {
         // So many rows that kernels take larger tiles.
         for (dtype, m) in [(DType::F16, 30), (DType::BF16, 67), (DType::BF16, 300)] {
-            let mut case = Case { subject, format, n: 37, k: 512, block_size: sizes[0], report };
+            let n = 37usize.next_multiple_of(format.row_multiple());
+            let mut case = Case { subject, format, n, k: 512, block_size: sizes[0], report };
             case.products(&mut rng, dtype, m);
         }
     }
     if size == Size::Full {
         // Every type with every number of rows, on whole blocks and on rows that cross them.
         for (dtype, m) in DType::ALL.iter().flat_map(|d| ROWS.map(|m| (*d, m))) {
-            for shape in [(37, 512), (33, 96)] {
-                let (n, k) = fitting(format, shape);
+            for (n, k) in [(37usize, 512), (33, 96)] {
+                let n = n.next_multiple_of(format.row_multiple());
                 let mut case = Case { subject, format, n, k, block_size: sizes[0], report };
                 case.products(&mut rng, dtype, m);
             }
         }
-    }
-}
-
-/// The shape, with as many more rows as a layout needs that packs several.
-fn fitting(format: &Format, (n, k): (usize, usize)) -> (usize, usize) {
-    match format.layout {
-        Layout::Stacked { rows } => (n.next_multiple_of(rows), k),
-        _ => (n, k),
     }
 }
 

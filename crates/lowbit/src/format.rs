@@ -292,6 +292,14 @@ impl Format {
         }
     }
 
+    /// A matrix has a multiple of this many rows.
+    pub fn row_multiple(&self) -> usize {
+        match self.layout {
+            Layout::Stacked { rows } => rows,
+            Layout::Flat { .. } | Layout::Rows { .. } => 1,
+        }
+    }
+
     /// Whether a block is never the whole tensor, nor crosses rows.
     pub fn in_rows(&self) -> bool {
         matches!(self.layout, Layout::Rows { .. })

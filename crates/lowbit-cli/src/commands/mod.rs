@@ -13,6 +13,7 @@ mod formats;
 mod generate;
 mod inspect;
 mod quantize;
+mod tune;
 
 use std::io::Write;
 
@@ -44,6 +45,7 @@ enum Command {
     Formats(formats::Args),
     Devices(devices::Args),
     Check(check::Args),
+    Tune(tune::Args),
     Completions(completions::Args),
 }
 
@@ -68,6 +70,7 @@ impl Cli {
             Command::Formats(args) => formats::run(&args, out),
             Command::Devices(args) => devices::run(&args, out),
             Command::Check(args) => check::run(&args, out),
+            Command::Tune(args) => tune::run(&args, out),
             Command::Completions(args) => completions::run(&args, out),
         }
     }

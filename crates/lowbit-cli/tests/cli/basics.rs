@@ -65,7 +65,7 @@ fn usage_errors_are_one_line_and_status_2() {
         (&["quantize", "a", "b", "--format", "int8", "--block-size", "64"], &["int8", "a row"]),
         (
             &["quantize", "a", "b", "--format", "mxfp4", "--double-quant"],
-            &["mxfp4", "single bytes"],
+            &["mxfp4", "small already"],
         ),
         (&["quantize", "a", "b", "--skip", "layers.("], &["layers.(", "unclosed group"]),
         (&["quantize", "a", "b", "--threads", "0"], &["--threads", "1..=1024"]),

@@ -109,6 +109,7 @@ fn embed_looks_rows_up() {
                     .push(DenseTensor::new(dtype, vec![rows, cols], bytes.into()).unwrap().into());
             }
             for format in formats::ALL {
+                let rows = rows.next_multiple_of(format.row_multiple());
                 tables.push(both.rng.tensor(format, &[rows, cols], None).unwrap().into());
             }
             for table in &tables {
@@ -202,12 +203,14 @@ fn layers(both: &mut Both, k: usize, rows: &[usize], kind: usize, bias: bool) ->
         let weight = match formats::ALL.get(kind) {
             None => dense(both, vec![*n, k]),
             Some(format) => {
-                let q = both.rng.tensor(format, &[*n, k], None).unwrap();
+                let n = n * format.row_multiple();
+                let q = both.rng.tensor(format, &[n, k], None).unwrap();
                 let nested = bias && format.can_double_quantize();
                 if nested { lowbit::double_quantize(q).unwrap().into() } else { q.into() }
             }
         };
-        (weight, bias.then(|| dense(both, vec![*n])))
+        let rows = weight.shape()[0];
+        (weight, bias.then(|| dense(both, vec![rows])))
     };
     rows.iter().map(layer).collect()
 }

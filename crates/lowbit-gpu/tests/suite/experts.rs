@@ -4,7 +4,6 @@ use std::cell::Cell;
 
 use lowbit::conformance::Rng;
 use lowbit::device::{Device, Routes, Routing};
-use lowbit::format::Layout;
 use lowbit::{DType, DenseTensor, Weight, formats};
 
 use crate::device::{Both, Two, on_both};
@@ -22,14 +21,6 @@ fn experts(rng: &mut Rng, count: usize, rows: &[usize], k: usize, kind: usize) -
         }
     };
     (0..count).map(|_| rows.iter().map(&mut weight).collect()).collect()
-}
-
-/// So many rows, or as many more as a format needs that packs several.
-fn fitting(rows: usize, kind: usize) -> usize {
-    match formats::ALL.get(kind).map(|format| format.layout) {
-        Some(Layout::Stacked { rows: together }) => rows.next_multiple_of(together),
-        _ => rows,
-    }
 }
 
 /// What rows chose on each.
@@ -83,7 +74,9 @@ fn experts_multiply_what_is_sent_to_them() {
 }
 
 fn multiplies(both: &mut Both, [rows, count, top, n, k]: [usize; 5], kind: usize) {
-    let [n, k] = [n, k].map(|rows| fitting(rows, kind));
+    // Both are rows of a weight.
+    let unit = formats::ALL.get(kind).map_or(1, |format| format.row_multiple());
+    let [n, k] = [n, k].map(|rows| rows.next_multiple_of(unit));
     let weights = experts(&mut both.rng, count, &[n, n], k, kind);
     let all = both.run(|d, _| d.experts(&weights));
     let (x, logits) = (both.random([rows, k]), both.random([rows, count]));

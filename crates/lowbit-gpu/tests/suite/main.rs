@@ -8,6 +8,7 @@ mod golden;
 #[cfg(unix)]
 mod metal;
 mod model;
+mod products;
 
 use lowbit_gpu::{Adapter, Gpu};
 

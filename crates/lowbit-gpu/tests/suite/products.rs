@@ -1,0 +1,158 @@
+//! Every kernel that a product can take, and every way to deal its work.
+
+use lowbit::conformance::Rng;
+use lowbit::{Cpu, DType, QTensor, formats};
+use lowbit_gpu::choices::linear_by_all;
+use lowbit_gpu::tune::{Trials, tune};
+use lowbit_gpu::{GpuWeight, Queue, Schedule, linear, linear_scheduled};
+
+use crate::gpu;
+#[cfg(unix)]
+use crate::metal::standin::{Mode, StandIn};
+
+/// A product in f16, of which every number is a whole number of 64ths, and small.
+struct Sample {
+    w: QTensor,
+    m: usize,
+    /// `[M, K]` in f16.
+    x: Vec<u8>,
+    /// `[M, N]`.
+    y: Vec<f32>,
+}
+
+impl Sample {
+    fn new([m, n, k]: [usize; 3]) -> Self {
+        let mut rng = Rng((m + n + k) as u64);
+        let w = rng.numbers(DType::F32, n * k).values;
+        let w = Cpu::best().quantize(formats::ALL[0], &w, &[n, k], None).unwrap();
+        let x: Vec<f32> = (0..m * k).map(|_| (rng.below(65) as f32 - 32.0) / 64.0).collect();
+        let mut y = vec![0.0; m * n];
+        Cpu::best().linear(&w, &x, None, &mut y).unwrap();
+        let x = x.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+        Sample { w, m, x, y }
+    }
+
+    /// Fails unless it is the product.
+    fn check(&self, what: &str, y: &[u8]) {
+        let y: Vec<f32> =
+            y.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+        assert_eq!(y.len(), self.y.len(), "{what}");
+        let largest = self.y.iter().fold(0.0f32, |most, y| most.max(y.abs()));
+        for (i, (y, expected)) in y.iter().zip(&self.y).enumerate() {
+            let off = (y - expected).abs();
+            assert!(off <= 2e-3 * largest, "{what}, result {i}: {y} for {expected}");
+        }
+    }
+
+    /// The names of all kernels that can do it, and their results.
+    fn by_all<Q: Queue>(&self, queue: &Q) -> Vec<(String, Q::Buffer)> {
+        let w = GpuWeight::upload(queue, &self.w.clone().into()).unwrap();
+        let x = queue.upload(&self.x).unwrap();
+        linear_by_all(queue, &x, self.m, &w, DType::F16).unwrap()
+    }
+
+    /// Fails unless these kernels and all others give the product.
+    fn check_all<Q: Queue>(&self, queue: &Q, expected: &[&str]) {
+        let all = self.by_all(queue);
+        for (kernel, y) in &all {
+            let y = queue.read(y, 2 * self.y.len() as u64).unwrap();
+            self.check(&format!("{} rows by {kernel}", self.m), &y);
+        }
+        for kernel in expected {
+            assert!(all.iter().any(|(k, _)| k.contains(kernel)), "{kernel} is missing");
+        }
+    }
+}
+
+/// Sizes that divide no tile.
+const SIZES: [([usize; 3], &[&str]); 3] = [
+    ([1, 70, 256], &["gemv 2x1", "by pairs, 4 tables"]),
+    ([13, 70, 256], &["gemv 2x16", "gemm"]),
+    ([70, 70, 128], &["gemm"]),
+];
+
+#[test]
+fn every_kernel_gives_the_product() {
+    for (dims, kernels) in SIZES {
+        let Some(gpu) = gpu(false) else { return };
+        Sample::new(dims).check_all(&gpu, kernels);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn every_kernel_for_matrix_hardware_gives_the_product() {
+    if crate::skipped() {
+        return;
+    }
+    for matrix in [8, 16] {
+        let queue = StandIn::new(Mode { matrix: Some(matrix), ..Mode::FAST });
+        let sample = Sample::new([70, 70, 128]);
+        queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
+        sample.check_all(&queue, &["matrix 64x64x32, Split(2)", "Stream(32)"]);
+    }
+}
+
+/// Groups add their pieces of a tile after all of them are done, in one order.
+#[cfg(unix)]
+#[test]
+fn dealt_products_have_the_same_bits_in_any_order_of_groups() {
+    use metal_standin::Order;
+    if crate::skipped() {
+        return;
+    }
+    let sample = Sample::new([70, 200, 512]);
+    let schedules = [
+        Schedule::Whole,
+        Schedule::Split(2),
+        Schedule::Split(5),
+        Schedule::Stream(3),
+        Schedule::Stream(7),
+        Schedule::Stream(1000),
+    ];
+    let run = |order: Order| {
+        let queue = StandIn::new(Mode { order, ..Mode::APPLE });
+        let w = GpuWeight::upload(&queue, &sample.w.clone().into()).unwrap();
+        let x = queue.upload(&sample.x).unwrap();
+        schedules.map(|schedule| {
+            let y = linear_scheduled(&queue, &x, sample.m, &w, schedule, DType::F16).unwrap();
+            let y = queue.read(&y.expect("matrix hardware"), 2 * sample.y.len() as u64).unwrap();
+            sample.check(&format!("{schedule:?}"), &y);
+            y
+        })
+    };
+    let first = run(Order::Forward);
+    for order in [Order::Forward, Order::Backward] {
+        for ((schedule, a), b) in schedules.iter().zip(&first).zip(run(order)) {
+            assert!(*a == b, "{schedule:?}: other bits in another run");
+        }
+    }
+}
+
+#[test]
+fn tuning_finds_kernels_that_are_right() {
+    let Some(gpu) = gpu(false) else { return };
+    let trials = Trials {
+        shapes: vec![[64, 256]],
+        rows: vec![1, 3, 70],
+        dtypes: vec![DType::F32, DType::F16],
+        seconds: 1e-4,
+    };
+    let mut seen = Vec::new();
+    let tuned = tune(&gpu, &trials, &mut |done, total, _| seen.push((done, total))).unwrap();
+    assert_eq!(tuned.wrong, Vec::<String>::new());
+    assert!(tuned.measured > 20, "{}", tuned.measured);
+    assert_eq!(tuned.choices.lines.len(), 12);
+    assert_eq!((seen[0], seen.last()), ((0, 12), Some(&(12, 12))));
+    for line in &tuned.choices.lines {
+        assert!(line.us > 0.0 && line.us <= line.usual_us, "{line:?}");
+    }
+    let gpu = gpu.with_choices(tuned.choices);
+    for m in [1, 2, 3, 70, 100] {
+        let sample = Sample::new([m, 66, 256]);
+        let w = GpuWeight::upload(&gpu, &sample.w.clone().into()).unwrap();
+        let x = gpu.upload(&sample.x).unwrap();
+        let y = linear(&gpu, &x, m, &w, None, DType::F16).unwrap();
+        sample.check("as measured", &gpu.read(&y, 2 * sample.y.len() as u64).unwrap());
+    }
+}
