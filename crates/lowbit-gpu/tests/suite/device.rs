@@ -9,7 +9,7 @@ use lowbit_gpu::{GpuDevice, Queue};
 use crate::full;
 use crate::gpu;
 #[cfg(unix)]
-use crate::metal::standin::{Mode, StandIn};
+use crate::metal::standin::{Mode, Recorder, StandIn};
 
 /// The same data on the processor and on a GPU.
 pub struct Both {
@@ -17,6 +17,10 @@ pub struct Both {
     pub gpu: Box<dyn Device>,
     pub dtype: DType,
     pub rng: Rng,
+    /// How many times the test ran before.
+    pub turn: usize,
+    /// Whether kernels are only noted, so that there are no results.
+    recording: bool,
 }
 
 /// A tensor of each.
@@ -25,19 +29,57 @@ pub type Two = [Tensor; 2];
 /// Runs a test with every type of activations on a GPU, with checked accesses and without; and with one,
 /// or in full with every one, as Metal text.
 pub fn on_both(test: impl Fn(&mut Both)) {
-    fn run<Q: Queue + Clone + 'static>(queue: Q, dtypes: &[DType], test: &impl Fn(&mut Both)) {
-        for &dtype in dtypes {
-            let cpu = CpuDevice::new(Cpu::best(), dtype);
-            let gpu = Box::new(GpuDevice::new(queue.clone(), "under test", dtype));
-            test(&mut Both { cpu, gpu, dtype, rng: Rng(7) });
+    if on_gpu(&test) {
+        #[cfg(unix)]
+        run(StandIn::new(Mode::FAST), metal_types(), METAL, false, &test);
+    }
+}
+
+/// [`on_both`] for a test of many kernels, whose Metal text is compiled at once. It may look at results
+/// only by [`Both::close`] and [`Both::same`].
+pub fn on_both_at_once(test: impl Fn(&mut Both)) {
+    if on_gpu(&test) {
+        #[cfg(unix)]
+        {
+            let queue = StandIn::new(Mode::FAST);
+            let record =
+                |recorder: &Recorder| run(recorder.clone(), metal_types(), METAL, true, &test);
+            queue.prepare(record).expect("every kernel is translated and compiled");
+            run(queue, metal_types(), METAL, false, &test);
         }
     }
-    for checked in [true, false] {
-        let Some(gpu) = gpu(checked) else { return };
-        run(gpu, &DType::ALL, &test);
+}
+
+/// The first turn as Metal text.
+#[cfg(unix)]
+const METAL: usize = 2 * DType::ALL.len();
+
+#[cfg(unix)]
+fn metal_types() -> &'static [DType] {
+    if full() { &DType::ALL } else { &[DType::BF16] }
+}
+
+/// Whether there is a GPU to run tests on.
+fn on_gpu(test: &impl Fn(&mut Both)) -> bool {
+    for (i, checked) in [true, false].into_iter().enumerate() {
+        let Some(gpu) = gpu(checked) else { return false };
+        run(gpu, &DType::ALL, i * DType::ALL.len(), false, test);
     }
-    #[cfg(unix)]
-    run(StandIn::new(Mode::FAST), if full() { &DType::ALL } else { &[DType::BF16] }, &test);
+    true
+}
+
+fn run<Q: Queue + Clone + 'static>(
+    queue: Q,
+    dtypes: &[DType],
+    first: usize,
+    recording: bool,
+    test: &impl Fn(&mut Both),
+) {
+    for (i, &dtype) in dtypes.iter().enumerate() {
+        let cpu = CpuDevice::new(Cpu::best(), dtype);
+        let gpu = Box::new(GpuDevice::new(queue.clone(), "under test", dtype));
+        test(&mut Both { cpu, gpu, dtype, rng: Rng(7), turn: first + i, recording });
+    }
 }
 
 impl Both {
@@ -77,6 +119,9 @@ impl Both {
             DType::BF16 => 8e-3,
         };
         let [expected, got] = self.read(two);
+        if self.recording {
+            return;
+        }
         assert_eq!(expected.len(), got.len(), "{what} in {}", self.dtype);
         for (i, (e, g)) in expected.iter().zip(&got).enumerate() {
             let bound = epsilon * steps * (e.abs() + scale);
@@ -88,6 +133,9 @@ impl Both {
     pub fn same(&self, what: &str, two: &Two) {
         let [expected, got] = self.read(two);
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        if self.recording {
+            return;
+        }
         assert_eq!(bits(&expected), bits(&got), "{what} in {}: {expected:?}, {got:?}", self.dtype);
     }
 }

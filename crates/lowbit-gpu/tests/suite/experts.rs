@@ -1,12 +1,10 @@
 //! Mixtures of experts against those of the CPU.
 
-use std::cell::Cell;
-
 use lowbit::conformance::Rng;
 use lowbit::device::{Device, Routes, Routing};
 use lowbit::{DType, DenseTensor, Weight, formats};
 
-use crate::device::{Both, Two, on_both};
+use crate::device::{Both, Two, on_both, on_both_at_once};
 use crate::full;
 
 /// Weights `[N, K]` of experts, of a format or, behind those, dense.
@@ -60,12 +58,10 @@ const CASES: [[usize; 5]; 5] =
 /// full on all of them.
 #[test]
 fn experts_multiply_what_is_sent_to_them() {
-    let runs = Cell::new(0);
-    on_both(|both| {
-        let run = runs.replace(runs.get() + 1);
+    on_both_at_once(|both| {
         for kind in 0..=formats::ALL.len() {
             for (i, case) in CASES.into_iter().enumerate() {
-                if full() || i == (run + kind) % CASES.len() {
+                if full() || i == (both.turn + kind) % CASES.len() {
                     multiplies(both, case, kind);
                 }
             }
