@@ -53,6 +53,7 @@ impl std::fmt::Display for Product {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Product::Gemv { rows, batch } => write!(f, "gemv {rows}x{batch}"),
+            Product::GemvSpans { rows, batch } => write!(f, "gemv {rows}x{batch} by spans"),
             Product::GemvPairs { rows, batch, group, replicas } => {
                 write!(f, "gemv {rows}x{batch} by pairs, {replicas} tables for {group} threads")
             }

@@ -16,6 +16,8 @@ use crate::{Kernel, Limits, Queue};
 pub(crate) enum Product {
     /// A subgroup for `rows` rows of weights, at most `batch` rows of activations.
     Gemv { rows: u32, batch: u32 },
+    /// The same for bytes that stand for several weights each.
+    GemvSpans { rows: u32, batch: u32 },
     /// The same for codes of four bits, with a table of pairs that lies `replicas` times in the memory
     /// of each group of `group` threads.
     GemvPairs { rows: u32, batch: u32, group: u32, replicas: u32 },
@@ -32,7 +34,9 @@ impl Product {
     pub fn groups(self, rows: u32, kernel: &Kernel, limits: &Limits) -> u32 {
         let (_, widest) = limits.subgroup;
         match self {
-            Product::Gemv { rows: each, .. } | Product::GemvPairs { rows: each, .. } => {
+            Product::Gemv { rows: each, .. }
+            | Product::GemvSpans { rows: each, .. }
+            | Product::GemvPairs { rows: each, .. } => {
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
                 rows.div_ceil(per_group).min(limits.groups)
             }
@@ -44,7 +48,9 @@ impl Product {
     /// Rows of activations that a dispatch takes, unless it takes all.
     pub fn batch(self) -> Option<usize> {
         match self {
-            Product::Gemv { batch, .. } | Product::GemvPairs { batch, .. } => Some(batch as usize),
+            Product::Gemv { batch, .. }
+            | Product::GemvSpans { batch, .. }
+            | Product::GemvPairs { batch, .. } => Some(batch as usize),
             _ => None,
         }
     }
@@ -53,6 +59,7 @@ impl Product {
     pub fn suits(self, k: usize, kind: &Kind, limits: &Limits) -> bool {
         match self {
             Product::Gemv { .. } => kind.vectors,
+            Product::GemvSpans { .. } => kind.span.is_some(),
             Product::GemvPairs { .. } => kind.vectors && kind.is_nibble_table(),
             Product::Matrix { tiles, .. } => {
                 let bytes = tiles.workgroup_bytes() + kind.table_bytes();
@@ -87,10 +94,14 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     {
         return product;
     }
-    if m > MOST_ROWS || !kind.vectors || !limits.subgroups {
+    if m > MOST_ROWS || !limits.subgroups {
         return Product::Gemm;
     }
     let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
+    if !kind.vectors {
+        let spans = Product::GemvSpans { rows: 2, batch };
+        return if spans.suits(k, kind, limits) { spans } else { Product::Gemm };
+    }
     let room = limits.workgroup_memory;
     if !kind.is_nibble_table() || room < 8 * PAIRS {
         return Product::Gemv { rows: 2, batch };
@@ -118,6 +129,7 @@ pub(crate) fn gated<Q: Queue>(
 ) -> Option<Product> {
     match product([1, n, k], kind, dtype, queue) {
         Product::Gemv { batch, .. } => Some(Product::Gemv { rows: 4, batch }),
+        Product::GemvSpans { batch, .. } => Some(Product::GemvSpans { rows: 4, batch }),
         Product::GemvPairs { rows: 2, batch, group, replicas } => {
             // Twice the rows in half the subgroups.
             let group = (group / 2).max(queue.limits().subgroup.1);
@@ -144,10 +156,8 @@ pub(crate) fn experts<Q: Queue>(
     queue: &Q,
 ) -> Product {
     let is_few = places <= FEW_PLACES.max(PLACES * experts);
-    match product([1, n, k], kind, dtype, queue) {
-        one @ (Product::Gemv { .. } | Product::GemvPairs { .. }) if is_few => one,
-        _ => Product::Gemm,
-    }
+    let one = product([1, n, k], kind, dtype, queue);
+    if is_few && one.batch().is_some() { one } else { Product::Gemm }
 }
 
 /// Whether a kernel for one row of activations has room to norm it first; `eps` becomes a part of its text.
@@ -160,7 +170,7 @@ pub(crate) fn can_norm(
     limits: &Limits,
 ) -> bool {
     let (tables, group) = match product {
-        Product::Gemv { .. } => (kind.table_bytes(), 128),
+        Product::Gemv { .. } | Product::GemvSpans { .. } => (kind.table_bytes(), 128),
         Product::GemvPairs { group, replicas, .. } => (PAIRS * replicas, group),
         _ => return false,
     };
@@ -218,6 +228,7 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
     if m <= MOST_ROWS && limits.subgroups {
         let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
         all.extend([2, 4].map(|rows| Product::Gemv { rows, batch }));
+        all.extend([2, 4].map(|rows| Product::GemvSpans { rows, batch }));
         let groups = [64, 128, 256, 512, 1024];
         let groups = groups.into_iter().filter(|g| limits.subgroup.1 <= *g && *g <= limits.threads);
         let fits = |replicas: &u32| class.pairs && replicas * PAIRS <= limits.workgroup_memory;

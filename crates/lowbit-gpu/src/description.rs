@@ -131,7 +131,22 @@ impl Description<'_> {
             power_of_two: whole_row || g.block_size.is_power_of_two(),
             words: lies(32),
             vectors: lies(128),
+            span: self.span(g),
         }
+    }
+
+    fn span(&self, g: &Geometry) -> Option<[u32; 2]> {
+        let format = self.format;
+        let per_byte = match format.packing {
+            Packing::Radix { per_byte, .. } => per_byte as usize,
+            _ if format.code_bits == 8 => format.weights_per_code,
+            _ => 1,
+        };
+        let bytes = [1, 2, 4].into_iter().find(|bytes| (bytes * per_byte).is_multiple_of(4))?;
+        let weights = bytes * per_byte;
+        let lies = g.k.is_multiple_of(4) && g.k > 0 && format.in_rows();
+        let in_blocks = self.whole_row(g) || g.block_size.is_multiple_of(weights);
+        (per_byte > 1 && lies && in_blocks).then_some([bytes as u32, weights as u32])
     }
 
     /// The weight's own parameters, for so many of its rows; `powers` bring its largest weight to

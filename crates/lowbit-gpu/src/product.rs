@@ -178,9 +178,9 @@ fn multiply<Q: Queue>(
     let inputs = [x].into_iter().chain(factors).chain(around.bias).chain(around.to);
     for part in w.parts() {
         let rows = part.rows.len() as u32;
-        let down = match product {
-            Product::Gemv { .. } | Product::GemvPairs { .. } => 1,
-            _ => count("linear", m)?.div_ceil(TILE),
+        let down = match product.batch() {
+            Some(_) => 1,
+            None => count("linear", m)?.div_ceil(TILE),
         };
         let groups = [product.groups(rows, &kernel, queue.limits()), down, 1];
         let buffers: Vec<&Q::Buffer> = part.buffers().chain(inputs.clone()).chain([y]).collect();

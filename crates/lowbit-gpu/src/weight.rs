@@ -52,6 +52,9 @@ pub(crate) struct Kind {
     pub words: bool,
     /// A vector of 128 bits from a multiple of that lies in one row and one block.
     pub vectors: bool,
+    /// Where a byte stands for several weights: bytes and weights of spans that are a multiple of four
+    /// weights and lie in one block, if K is such a multiple as well.
+    pub span: Option<[u32; 2]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,6 +139,7 @@ impl<B: Clone> GpuWeight<B> {
             power_of_two: true,
             words: k % 4 == 0,
             vectors: aligned(128),
+            span: None,
         };
         let largest = dense.to_f32().iter().fold(0.0f32, |most, w| most.max(w.abs()));
         let [down, up] = powers(largest);
@@ -372,6 +376,14 @@ impl Kind {
     /// Workgroup memory that its codebook takes.
     pub fn table_bytes(&self) -> u32 {
         if self.table <= TABLE { 4 * self.table as u32 } else { 0 }
+    }
+
+    /// Bits of a code.
+    pub fn bits(&self) -> u32 {
+        match self.codes {
+            Codes::Dense(dtype) => 8 * dtype.size() as u32,
+            Codes::Format(_, coding) => coding.bits,
+        }
     }
 
     /// Whether a code is four bits that stand for one weight of a table, without means.

@@ -16,8 +16,19 @@ fn quad(v: vec4<u32>, q: u32) -> vec4<f32> {
     );
 }
 
-const CHUNK = 128u / BITS;
+// Of small codes a lane takes a part of a vector, as more weights would not fit its registers.
+const CHUNK = CHUNK_BITS / BITS;
 const QUADS = CHUNK / 4u;
+
+fn chunk_of(v: vec4<u32>, c: u32) -> vec4<u32> {
+    if (CHUNK_BITS == 32u) {
+        return vec4<u32>(v[c % 4u]);
+    }
+    if (CHUNK_BITS == 64u) {
+        return select(v, v.zwxy, c % 2u == 1u);
+    }
+    return v;
+}
 
 @compute @workgroup_size(GROUP)
 fn gemv(
@@ -41,7 +52,7 @@ fn gemv(
             var means: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
                 let row = min(row_of(first, r, group.y), p.n - 1u);
-                let v = codes[row * p.row_vectors + c];
+                let v = chunk_of(codes[row * p.row_vectors + c * CHUNK_BITS / 128u], c);
                 for (var q = 0u; q < QUADS; q++) {
                     w[r][q] = quad(v, q);
                 }

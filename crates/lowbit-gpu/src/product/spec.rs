@@ -13,6 +13,7 @@ use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("../kernels/gemv_pairs.wgsl");
+const GEMV_SPANS: &str = include_str!("../kernels/gemv_spans.wgsl");
 const GEMV: &str = include_str!("../kernels/gemv.wgsl");
 const GEMV_PUT: &str = include_str!("../kernels/gemv_put.wgsl");
 const GEMV_NORM: &str = include_str!("../kernels/gemv_norm.wgsl");
@@ -130,7 +131,17 @@ impl Spec {
         match product {
             Product::Gemv { rows, batch } => {
                 let builder = builder("gemv").weight(&kind, true).activations("X", dtype);
-                self.gemv(read(builder, "array<X4>"), [rows, batch, 128], 4, GEMV)
+                let builder =
+                    read(builder, "array<X4>").constant("CHUNK_BITS", kind.bits().min(4) * 32);
+                self.gemv(builder, [rows, batch, 128], 4, GEMV)
+            }
+            Product::GemvSpans { rows, batch } => {
+                let builder = builder("gemv_spans").weight(&kind, false).activations("X", dtype);
+                let [bytes, weights] = kind.span.unwrap_or([1, 4]);
+                let builder = read(builder, "array<X4>")
+                    .constant("SPAN", weights)
+                    .constant("PER_BYTE", weights / bytes);
+                self.gemv(builder, [rows, batch, 128], 4, GEMV_SPANS)
             }
             Product::GemvPairs { rows, batch, group, replicas } => {
                 let builder = builder("gemv_pairs").weight(&kind, false).activations("X", dtype);
@@ -195,7 +206,11 @@ impl Spec {
             ("GATED", u32::from(self.gated)),
         ];
         let builder = if self.gated { builder.tag("gated") } else { builder };
-        let entry = if unit == 4 { "gemv" } else { "gemv_pairs" };
+        let entry = match self.product {
+            Product::GemvPairs { .. } => "gemv_pairs",
+            Product::GemvSpans { .. } => "gemv_spans",
+            _ => "gemv",
+        };
         let builder = match self.experts {
             None => self.output(builder).text(ROWS_ALL),
             Some(_) => {

@@ -16,6 +16,7 @@ pub(crate) struct Cells {
     table: Box<[u32; CELLS]>,
     /// The bits of the thresholds above zero as a tree of eight levels, whose nodes stand at
     /// `2^level + path`; bit `i` of a path says where it went at level `i`.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 alone walks it"))]
     pub tree: [i32; 256],
     /// The code of zero.
     pub zero: u8,
