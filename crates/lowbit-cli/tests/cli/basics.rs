@@ -18,6 +18,7 @@ const COMMANDS: [&str; 12] = [
     "formats",
     "devices",
     "check",
+    "tune",
     "completions",
 ];
 
