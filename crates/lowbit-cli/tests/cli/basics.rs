@@ -6,7 +6,7 @@ use lowbit::formats;
 
 use crate::support::{Run, command, finish, lowbit, root, temp, text};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "quantize",
     "dequantize",
