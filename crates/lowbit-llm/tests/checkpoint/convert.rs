@@ -315,7 +315,11 @@ fn apart(a: &Path, b: &Path) -> Vec<f32> {
 fn experts_run_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
     for model in ["mixtral", "qwen3-moe"] {
-        for format in formats::ALL {
+        for mut format in formats::ALL.iter().copied() {
+            if format.variant.is_some() {
+                // Such small tensors have no use for a large codebook.
+                format = format.with_codebook(4, 16).unwrap();
+            }
             let path = |what: &str| dir.path().join(format!("{model}-{}-{what}", format.name));
             let (quantized, numbers) = (path("quantized"), path("numbers"));
             run(&golden("../models").join(model), &quantized, &QuantizeOptions::new(format));
