@@ -7,8 +7,6 @@ Quantizes a model, then trains LoRA adapters beside its frozen codes to say what
     python examples/recover.py                                 # models/tinybard at 0.8 bits
     python examples/recover.py --format t158 --steps 200
     python examples/recover.py --quantized DIR                 # what `lowbit quantize` wrote
-
-A checkpoint of `lowbit quantize --calibrate` begins with less to recover.
 """
 
 from __future__ import annotations
