@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=ROOT / "models/tinybard", help="a checkpoint")
     parser.add_argument("--format", default="sub1", help="one of `lowbit formats`")
-    parser.add_argument("--quantized", help="a checkpoint of `lowbit quantize`, in place of --format")
+    parser.add_argument("--quantized", help="what `lowbit quantize` wrote, in place of --format")
     parser.add_argument("--text", type=Path, default=ROOT / "models/tinybard/train.txt")
     parser.add_argument("--held-out", type=Path, default=ROOT / "models/tinybard/validation.txt")
     parser.add_argument("--device", default="mps" if torch.backends.mps.is_available() else "cpu")

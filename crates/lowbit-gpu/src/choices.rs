@@ -75,6 +75,10 @@ pub struct Choices {
 
 impl Choices {
     /// Those lines that such an adapter can run: a file may be another adapter's, or written by hand.
+    #[cfg_attr(
+        not(any(test, feature = "wgpu")),
+        expect(dead_code, reason = "wgpu alone has adapters")
+    )]
     pub(crate) fn runnable(mut self, limits: &Limits) -> Self {
         self.lines.retain(|l| candidates(l.rows, l.class, limits).contains(&l.product));
         self

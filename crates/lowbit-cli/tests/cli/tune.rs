@@ -31,7 +31,8 @@ fn what_is_tuned_is_taken_and_forgotten() {
 
     // Whoever opens the GPU reads it, and says so if it is not for this version.
     let output = settings.path().join("elsewhere.json");
-    let elsewhere = [&small[..], &["--output", &text(&output)]].concat();
+    let file = text(&output);
+    let elsewhere = [&small[..], &["--output", &file]].concat();
     let again = tune(&elsewhere);
     assert!(!again.stderr.contains("ignoring"), "{again:?}");
     again.succeeds();
