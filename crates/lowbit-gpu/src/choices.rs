@@ -5,6 +5,7 @@ use lowbit::{DType, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::choose::{Product, candidates};
+use crate::matrix::Tiles;
 use crate::product::linear_by;
 use crate::weight::Kind;
 use crate::{GpuWeight, Limits, Queue};
@@ -59,7 +60,8 @@ impl std::fmt::Display for Product {
             }
             Product::Gemm => f.write_str("gemm"),
             Product::Matrix { tiles, schedule } => {
-                write!(f, "matrix {}x{}x{}, {schedule:?}", tiles.m, tiles.n, tiles.depth)
+                let Tiles { m, n, group, slices, depth, .. } = tiles;
+                write!(f, "matrix {m}x{n}x{slices}x{depth}, {group} threads, {schedule:?}")
             }
             Product::Transposed => f.write_str("gemm, transposed"),
         }

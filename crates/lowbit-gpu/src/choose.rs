@@ -62,8 +62,8 @@ impl Product {
             Product::GemvSpans { .. } => kind.span.is_some(),
             Product::GemvPairs { .. } => kind.vectors && kind.is_nibble_table(),
             Product::Matrix { tiles, .. } => {
-                let bytes = tiles.workgroup_bytes() + kind.table_bytes();
-                k.is_multiple_of(tiles.depth as usize) && bytes <= limits.workgroup_memory
+                k.is_multiple_of(tiles.terms() as usize)
+                    && tiles.workgroup_bytes(kind) <= limits.workgroup_memory
             }
             Product::Gemm | Product::Transposed => true,
         }
@@ -187,36 +187,46 @@ fn has_matrices(f32: bool, limits: &Limits) -> bool {
 fn matrices(m: usize, k: usize, kind: &Kind, limits: &Limits) -> Option<Product> {
     let side = limits.matrix?;
     let vectors = limits.vector_tiles;
-    // Rows of both in a tile, subgroups across, threads, terms.
-    let small = ([64, 64], 2, 256, 32, Schedule::Whole);
+    // Rows of both in a tile, subgroups across, threads and slices, terms of a step, steps ahead.
+    let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
     let best = match m {
         _ if !vectors && m > MOST_ROWS => small,
         _ if !vectors || m <= 8 => return None,
-        9..=16 => ([16, 64], 4, 128, 128, Schedule::Stream(132)),
-        17..=32 => ([32, 32], 2, 64, 64, Schedule::Stream(528)),
-        33..=64 => ([64, 64], 4, 256, 64, Schedule::Stream(264)),
-        65..=256 => ([64, 64], 2, 128, 64, Schedule::Whole),
-        _ => ([128, 128], 2, 256, 32, Schedule::Whole),
+        // Subgroups share the terms, as there are few results.
+        9..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        33..=64 => ([64, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        65..=128 => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
+        129..=511 => ([128, 64], 2, [128, 1], 64, 3, Schedule::Whole),
+        512..=1023 => ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole),
+        _ => ([256, 128], 2, [512, 1], 64, 2, Schedule::Whole),
     };
     // A large codebook leaves less room.
     [best, small]
-        .map(|([m, n], across, group, depth, schedule)| {
-            let cut = schedule != Schedule::Whole;
-            let tiles = Tiles { side, m, n, across, group, depth, cut, vectors };
+        .map(|([m, n], across, [group, slices], depth, ahead, schedule)| {
+            let (cut, replicas) = (schedule != Schedule::Whole, 1);
+            let tiles =
+                Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors };
             Product::Matrix { tiles, schedule }
         })
         .into_iter()
         .find(|product| product.suits(k, kind, limits))
 }
 
-/// Tiles worth a try: rows of activations and weights in one, subgroups across, threads, terms.
-const TILES: [([u32; 2], u32, u32, u32); 6] = [
-    ([16, 64], 4, 128, 128),
-    ([32, 32], 2, 64, 64),
-    ([64, 64], 4, 256, 64),
-    ([64, 64], 2, 128, 64),
-    ([64, 64], 2, 256, 32),
-    ([128, 128], 2, 256, 32),
+/// Tiles worth a try: rows of activations and weights in one, subgroups across, threads and slices,
+/// terms of a step, steps ahead.
+const TILES: [([u32; 2], u32, [u32; 2], u32, u32); 11] = [
+    ([16, 16], 1, [128, 4], 64, 6),
+    ([16, 32], 2, [256, 4], 64, 4),
+    ([32, 16], 1, [128, 4], 64, 6),
+    ([64, 16], 1, [128, 4], 64, 6),
+    ([64, 64], 2, [128, 1], 64, 4),
+    ([64, 64], 2, [256, 1], 32, 2),
+    ([128, 32], 1, [128, 1], 64, 4),
+    ([128, 64], 2, [128, 1], 64, 3),
+    ([128, 64], 2, [256, 1], 64, 2),
+    ([256, 64], 1, [256, 1], 64, 3),
+    ([256, 128], 2, [512, 1], 64, 2),
 ];
 /// Groups worth a try for stream-K: a few for each core of some GPUs.
 const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];
@@ -247,9 +257,11 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
         return all;
     };
     let vectors = limits.vector_tiles;
-    for ([m, n], across, group, depth) in TILES {
-        let tiles = |cut| Tiles { side, m, n, across, group, depth, cut, vectors };
-        if tiles(false).workgroup_bytes() > limits.workgroup_memory || group > limits.threads {
+    for ([m, n], across, [group, slices], depth, ahead) in TILES {
+        let replicas = 1;
+        let tiles =
+            |cut| Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors };
+        if group > limits.threads {
             continue;
         }
         all.push(Product::Matrix { tiles: tiles(false), schedule: Schedule::Whole });

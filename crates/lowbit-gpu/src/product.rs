@@ -7,7 +7,7 @@ use lowbit::{DType, Result};
 use crate::choose::{self, Product};
 use crate::elementwise;
 use crate::kernel::{Access, Builder};
-use crate::matrix::{self, Schedule, Tiles};
+use crate::matrix::{OCTET, Schedule, Tiles};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::rms_norm::rms_norm;
@@ -16,6 +16,14 @@ use spec::store;
 pub(crate) use spec::{Output, Spec, output};
 
 const DEQUANTIZE: &str = include_str!("kernels/dequantize.wgsl");
+const DEQUANTIZE_VECTORS: &str = include_str!("kernels/dequantize_vectors.wgsl");
+const VECTOR_4: &str = "\
+fn vector(row: u32, col: u32) -> vec4<f32> { return exact4(row, col); }";
+const VECTOR_8: &str = "\
+fn vector(row: u32, col: u32) -> Y8 {
+    let w = octet_exact(octet(row, col));
+    return y_eight(w[0], w[1]);
+}";
 const CONVERT: &str = include_str!("kernels/convert.wgsl");
 
 /// Threads of a group of every kernel here but gemv.
@@ -205,7 +213,7 @@ fn matrices<Q: Queue>(
     (tiles, schedule): (Tiles, Schedule),
 ) -> Result<()> {
     let (n, k) = w.rows_cols();
-    let [x, ups] = matrix::halves(queue, x, m, tiles.m, k, spec.dtype)?;
+    let [x, ups] = tiles.halves(queue, x, m, k, spec.dtype)?;
     let kernel = spec.kernel();
     let output = || around.bias.into_iter().chain(around.to).chain([y]);
     for part in w.parts() {
@@ -277,21 +285,40 @@ pub fn dequantize<Q: Queue>(
     if n * k == 0 {
         return Ok(y);
     }
-    static KERNELS: Memo<(Kind, Output)> = Memo::new();
-    let kernel = KERNELS.get((*w.kind(), output), |(kind, output)| {
-        store(Builder::new("dequantize").types().weight(kind, false), *output, false).build(
-            PARAMS,
-            "dequantize",
-            GROUP,
-            DEQUANTIZE,
-        )
+    static KERNELS: Memo<(Kind, Output, Option<bool>)> = Memo::new();
+    let octets = w.octets();
+    let kernel = KERNELS.get((*w.kind(), output, octets), |(kind, output, octets)| {
+        let builder = Builder::new("dequantize").types().weight(kind, false);
+        match octets {
+            None => store(builder, *output, false).build(PARAMS, "dequantize", GROUP, DEQUANTIZE),
+            Some(one_row) => {
+                let (each, ty, vector) = match output.dtype() {
+                    DType::F32 => (4u32, "array<vec4<f32>>", VECTOR_4),
+                    _ => (8, "array<Y8>", VECTOR_8),
+                };
+                builder
+                    .tag(if *one_row { "one_row_to" } else { "vectors_to" })
+                    .activations("Y", output.dtype())
+                    .flag("ONE_ROW", *one_row)
+                    .constant("EACH", each)
+                    .bind("y", Access::ReadWrite, ty)
+                    .text(OCTET)
+                    .text(vector)
+                    .build(PARAMS, "dequantize_vectors", GROUP, DEQUANTIZE_VECTORS)
+            }
+        }
     });
     for part in w.parts() {
         let weights = part.rows.len() * k;
         count("dequantize", weights)?;
         let first = count("dequantize", part.rows.start * k)?;
         let params = part.params([0, 0, 0, 0, first]);
-        let each = if w.kind().words() { 4 } else { 2 };
+        let each = match octets {
+            // Two vectors of 16 bytes.
+            Some(_) => 32 / output.dtype().size(),
+            None if w.kind().words() => 4,
+            None => 2,
+        };
         let groups = cover(weights.div_ceil(each) as u64, GROUP, queue.limits());
         let buffers: Vec<&Q::Buffer> = part.buffers().chain([&y]).collect();
         queue.dispatch(&kernel, &buffers, &params, groups)?;

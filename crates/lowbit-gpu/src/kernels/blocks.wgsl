@@ -23,13 +23,17 @@ fn rounded(x: f32) -> f32 {
 }
 
 // value * scale * unit + mean, rounded as the reference rounds.
-fn finish(value: f32, block: u32) -> f32 {
-    var w = rounded(value * scale_of(block));
+fn finished(value: f32, scale: f32, mean: f32) -> f32 {
+    var w = rounded(value * scale);
     if (HAS_UNIT) {
         w = rounded(w * UNIT);
     }
     if (HAS_MEAN) {
-        w += mean_of(block);
+        w += mean;
     }
     return w;
+}
+
+fn finish(value: f32, block: u32) -> f32 {
+    return finished(value, scale_of(block), mean_of(block));
 }

@@ -152,8 +152,10 @@ impl Spec {
                 self.gemv(builder, [rows, batch, group], 8, GEMV_PAIRS)
             }
             Product::Matrix { tiles, .. } => {
-                let inputs = builder("gemm_matrix").weight(&kind, false).activations("X", dtype);
-                tiles.kernel(inputs, |builder| self.output(builder))
+                let inputs = builder("gemm_matrix")
+                    .weight(&kind, kind.has_nibble_vectors())
+                    .activations("X", dtype);
+                tiles.kernel(inputs, &kind, |builder| self.output(builder))
             }
             Product::Gemm | Product::Transposed => {
                 let transposed = product == Product::Transposed;
