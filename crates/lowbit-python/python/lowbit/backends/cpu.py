@@ -55,6 +55,11 @@ def search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lowbit::search`."""
     _follow_torch()
+    dtype_name(w, "w")
+    if importance is not None and not importance.is_floating_point():
+        raise TypeError(f"importance: expected a floating point dtype, got {importance.dtype}")
+    if seed < 0:
+        raise ValueError(f"seed: expected a number from 0 on, got {seed}")
     device, w = w.device, w.to("cpu", torch.float32).contiguous()
     entry = formats.by_name(format)
     g = entry.geometry(w.shape, block_size)
