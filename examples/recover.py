@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Recovery: how much of what a model loses below two bits a short training brings back.
 
-Quantizes a model, then trains LoRA adapters beside its frozen codes to say what the model said before
-(its logits are the target, so any text will do), and prints how much of the loss comes back:
+Quantizes a model, then trains LoRA adapters beside its frozen codes to say what the model said
+before (its logits are the target, so any text will do), and prints how much of the loss comes back:
 
     python examples/recover.py                                 # models/tinybard at 0.8 bits
     python examples/recover.py --format t158 --steps 200
