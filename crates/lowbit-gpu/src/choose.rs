@@ -90,7 +90,7 @@ pub(crate) fn product<Q: Queue>(dims: [usize; 3], kind: &Kind, dtype: DType, que
 /// The kernel that nobody has measured to be slower than another on this adapter.
 pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &Limits) -> Product {
     if has_matrices(dtype == DType::F32, limits)
-        && let Some(product) = matrices(m, k, kind, limits)
+        && let Some(product) = matrices([m, n, k], kind, limits)
     {
         return product;
     }
@@ -106,13 +106,15 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     if !kind.is_nibble_table() || room < 8 * PAIRS {
         return Product::Gemv { rows: 2, batch };
     }
-    if batch >= 8 {
+    if batch > 1 {
         let (group, replicas) = (limits.threads.min(256), 8.min(room / PAIRS / 2).max(4));
-        return Product::GemvPairs { rows: 2, batch, group, replicas };
+        // Sums of more rows of both are more than a thread has registers.
+        let rows = if batch <= 8 { 4 } else { 2 };
+        return Product::GemvPairs { rows, batch, group, replicas };
     }
     // Sixteen tables leave no two lanes on one bank; where memory is short, as many as half of it holds.
     let replicas = if room >= 48 << 10 { 16 } else { 8.min(room / PAIRS / 2).max(4) };
-    let rows = if batch == 1 && n >= 8192 { 4 } else { 2 };
+    let rows = if n >= 8192 { 4 } else { 2 };
     // Large groups share a table, but a large GPU has more than a hundred cores to fill.
     let subgroups = (n as u32 / rows / GROUPS).next_power_of_two().clamp(4, 32);
     let group = (subgroups * limits.subgroup.1).min(limits.threads);
@@ -183,10 +185,14 @@ fn has_matrices(f32: bool, limits: &Limits) -> bool {
     limits.subgroup == (32, 32) && limits.f16 && !f32 && limits.matrix.is_some()
 }
 
+/// Tiles that keep a large GPU at work.
+const ENOUGH: usize = 192;
+
 /// The kernel on matrix hardware, from as many rows of activations on as it is faster.
-fn matrices(m: usize, k: usize, kind: &Kind, limits: &Limits) -> Option<Product> {
+fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
     let side = limits.matrix?;
     let vectors = limits.vector_tiles;
+    let tiles = |rows, cols| m.div_ceil(rows) * n.div_ceil(cols);
     // Rows of both in a tile, subgroups across, threads and slices, terms of a step, steps ahead.
     let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
     let best = match m {
@@ -196,9 +202,10 @@ fn matrices(m: usize, k: usize, kind: &Kind, limits: &Limits) -> Option<Product>
         9..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
         17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
         33..=64 => ([64, 16], 1, [128, 4], 64, 6, Schedule::Whole),
-        65..=128 => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
-        129..=511 => ([128, 64], 2, [128, 1], 64, 3, Schedule::Whole),
-        512..=1023 => ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole),
+        65..=511 if tiles(128, 64) >= ENOUGH => ([128, 64], 2, [128, 1], 64, 3, Schedule::Whole),
+        65..=511 if tiles(128, 32) >= ENOUGH => ([128, 32], 1, [128, 1], 64, 3, Schedule::Whole),
+        65..=511 => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
+        _ if 3 * tiles(256, 128) < 2 * ENOUGH => ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole),
         _ => ([256, 128], 2, [512, 1], 64, 2, Schedule::Whole),
     };
     // A large codebook leaves less room.
@@ -244,7 +251,7 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
         let fits = |replicas: &u32| class.pairs && replicas * PAIRS <= limits.workgroup_memory;
         for group in groups {
             for replicas in [4, 8, 16].into_iter().filter(fits) {
-                let rows = if batch >= 8 { &[2][..] } else { &[2, 4] };
+                let rows = if batch > 8 { &[2][..] } else { &[2, 4] };
                 let pairs = |rows: &u32| Product::GemvPairs { rows: *rows, batch, group, replicas };
                 all.extend(rows.iter().map(pairs));
             }
