@@ -5,8 +5,8 @@
 
 using metal::uint;
 
-typedef uint type_4[1];
-typedef float type_5[1];
+typedef uint type_6[1];
+typedef float type_7[1];
 struct Params {
     uint n;
     uint k;
@@ -26,14 +26,14 @@ struct Params {
     uint row_y;
     uint first_y;
 };
-struct type_6 {
+struct type_8 {
     float inner[16];
 };
 typedef metal::float2 X2_;
 typedef metal::float4 X4_;
 typedef metal::float2x4 X8_;
-typedef X8_ type_9[1];
-struct type_10 {
+typedef X8_ type_10[1];
+struct type_11 {
     metal::float2 inner[2048];
 };
 constant uint BITS = 4u;
@@ -74,6 +74,30 @@ uint bf16_bits(
     return _e15 ? ((bits_1 >> 16u) | 64u) : rounded_1;
 }
 
+metal::uint4 bf16_eight(
+    metal::float4 a,
+    metal::float4 b
+) {
+    metal::uint4 low_1 = as_type<metal::uint4>(a);
+    metal::uint4 high_1 = as_type<metal::uint4>(b);
+    metal::uint4 larger = metal::max(low_1 & metal::uint4(2147483647u), high_1 & metal::uint4(2147483647u));
+    if (metal::max(metal::max(larger.x, larger.y), metal::max(larger.z, larger.w)) > 2139095040u) {
+        uint _e21 = bf16_bits(a.x);
+        uint _e23 = bf16_bits(a.y);
+        uint _e28 = bf16_bits(a.z);
+        uint _e30 = bf16_bits(a.w);
+        uint _e35 = bf16_bits(b.x);
+        uint _e37 = bf16_bits(b.y);
+        uint _e42 = bf16_bits(b.z);
+        uint _e44 = bf16_bits(b.w);
+        return metal::uint4(_e21 | (_e23 << 16u), _e28 | (_e30 << 16u), _e35 | (_e37 << 16u), _e42 | (_e44 << 16u));
+    }
+    metal::uint4 l = (low_1 + metal::uint4(32767u)) + ((low_1 >> metal::uint4(16u)) & metal::uint4(1u));
+    metal::uint4 h = (high_1 + metal::uint4(32767u)) + ((high_1 >> metal::uint4(16u)) & metal::uint4(1u));
+    metal::uint4 evens = metal::uint4(l.xz, h.xz) >> metal::uint4(16u);
+    return evens | (metal::uint4(l.yw, h.yw) & metal::uint4(4294901760u));
+}
+
 uint f16_bits(
     float x_2
 ) {
@@ -112,8 +136,8 @@ float f16_value(
 ) {
     uint magnitude_1 = bits & 32767u;
     float normal_1 = as_type<float>((magnitude_1 >= 31744u) ? ((magnitude_1 << 13u) + 1879048192u) : ((magnitude_1 << 13u) + 939524096u));
-    float value_1 = (magnitude_1 < 1024u) ? (static_cast<float>(magnitude_1) * 0.000000059604645) : normal_1;
-    return as_type<float>(as_type<uint>(value_1) | ((bits & 32768u) << 16u));
+    float value_2 = (magnitude_1 < 1024u) ? (static_cast<float>(magnitude_1) * 0.000000059604645) : normal_1;
+    return as_type<float>(as_type<uint>(value_2) | ((bits & 32768u) << 16u));
 }
 
 metal::float2 silu(
@@ -159,9 +183,31 @@ float rounded(
     return as_type<float>(as_type<uint>(x_4) ^ _e4);
 }
 
+float finished(
+    float value,
+    float scale,
+    float mean,
+    constant Params& p
+) {
+    float w = {};
+    float _e4 = rounded(value * scale, p);
+    w = _e4;
+    if (HAS_UNIT) {
+        float _e7 = w;
+        float _e10 = rounded(_e7 * UNIT, p);
+        w = _e10;
+    }
+    if (HAS_MEAN) {
+        float _e12 = w;
+        w = _e12 + mean;
+    }
+    float _e14 = w;
+    return _e14;
+}
+
 float scale_of(
     uint block,
-    device type_5 const& scales
+    device type_7 const& scales
 ) {
     float _e3 = scales[block];
     return _e3;
@@ -174,33 +220,21 @@ float mean_of(
 }
 
 float finish(
-    float value,
+    float value_1,
     uint block_2,
-    device type_5 const& scales,
+    device type_7 const& scales,
     constant Params& p
 ) {
-    float w = {};
     float _e2 = scale_of(block_2, scales);
-    float _e4 = rounded(value * _e2, p);
-    w = _e4;
-    if (HAS_UNIT) {
-        float _e7 = w;
-        float _e10 = rounded(_e7 * UNIT, p);
-        w = _e10;
-    }
-    if (HAS_MEAN) {
-        float _e12 = w;
-        float _e13 = mean_of(block_2);
-        w = _e12 + _e13;
-    }
-    float _e15 = w;
-    return _e15;
+    float _e3 = mean_of(block_2);
+    float _e4 = finished(value_1, _e2, _e3, p);
+    return _e4;
 }
 
 void load_table(
     uint thread_1,
-    device type_5 const& book,
-    threadgroup type_6& table
+    device type_7 const& book,
+    threadgroup type_8& table
 ) {
     uint i_1 = {};
     i_1 = thread_1;
@@ -230,7 +264,7 @@ void load_table(
 float value_at(
     uint code,
     uint i_2,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
     float _e7 = table.inner[(code * PER_CODE) + i_2];
     return _e7;
@@ -262,7 +296,7 @@ metal::float4 dense4_(
 
 uint code_byte(
     uint byte,
-    device type_4 const& codes
+    device type_6 const& codes
 ) {
     uint _e5 = codes[byte >> 2u];
     return (_e5 >> ((byte & 3u) * 8u)) & 255u;
@@ -271,7 +305,7 @@ uint code_byte(
 uint code_at(
     uint byte_1,
     uint index,
-    device type_4 const& codes
+    device type_6 const& codes
 ) {
     uint digits = {};
     uint i_5 = {};
@@ -349,10 +383,10 @@ uint code_at(
 float weight(
     uint row_1,
     uint col_1,
-    device type_4 const& codes,
-    device type_5 const& scales,
+    device type_6 const& codes,
+    device type_7 const& scales,
     constant Params& p,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
     uint first_1 = {};
     uint index_1 = {};
@@ -385,10 +419,10 @@ float weight(
 metal::float4 weights4_(
     uint row_2,
     uint col_2,
-    device type_4 const& codes,
-    device type_5 const& scales,
+    device type_6 const& codes,
+    device type_7 const& scales,
     constant Params& p,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
     bool local_3 = {};
     metal::float4 w_2 = {};
@@ -473,10 +507,10 @@ metal::float4 weights4_(
 metal::float4 exact4_(
     uint row_3,
     uint col_3,
-    device type_4 const& codes,
-    device type_5 const& scales,
+    device type_6 const& codes,
+    device type_7 const& scales,
     constant Params& p,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
     metal::float4 w_4 = {};
     uint i_9 = 0u;
@@ -545,15 +579,15 @@ metal::float4 x_high(
 }
 
 X8_ x_eight(
-    metal::float4 a,
-    metal::float4 b
+    metal::float4 a_1,
+    metal::float4 b_1
 ) {
-    return X8_(a, b);
+    return X8_(a_1, b_1);
 }
 
 X8_ x_load(
     uint i_10,
-    device type_9 const& x_5
+    device type_10 const& x_5
 ) {
     X8_ _e3 = x_5[i_10];
     return _e3;
@@ -579,7 +613,7 @@ void y_store(
     uint i_11,
     metal::float2 v_7,
     bool second,
-    device type_5& y
+    device type_7& y
 ) {
     y[i_11] = v_7.x;
     if (second) {
@@ -598,13 +632,13 @@ uint outs(
 }
 
 uint x_row(
-    uint b_1,
+    uint b_2,
     uint place,
     constant Params& p
 ) {
     uint _e4 = p.first_x;
     uint _e8 = p.m;
-    return metal::min(_e4 + b_1, _e8 - 1u);
+    return metal::min(_e4 + b_2, _e8 - 1u);
 }
 
 uint part_row(
@@ -616,14 +650,14 @@ uint part_row(
 
 bool has_y(
     uint row_5,
-    uint b_2,
+    uint b_3,
     uint place_2,
     constant Params& p
 ) {
     bool local_4 = {};
     uint _e5 = p.first_x;
     uint _e9 = p.m;
-    if ((_e5 + b_2) < _e9) {
+    if ((_e5 + b_3) < _e9) {
         uint _e15 = p.n;
         local_4 = row_5 < _e15;
     } else {
@@ -635,14 +669,14 @@ bool has_y(
 
 uint y_at(
     uint row_6,
-    uint b_3,
+    uint b_4,
     uint place_3,
     constant Params& p
 ) {
     uint _e5 = p.first_x;
     uint _e9 = p.row_y;
     uint _e13 = p.first_y;
-    return (((_e5 + b_3) * _e9) + _e13) + row_6;
+    return (((_e5 + b_4) * _e9) + _e13) + row_6;
 }
 
 uint row_of(
@@ -663,22 +697,22 @@ uint row_of(
 void put(
     uint first_3,
     uint r_1,
-    uint b_4,
+    uint b_5,
     uint place_5,
     metal::float2 sum,
     constant Params& p,
-    device type_5& y
+    device type_7& y
 ) {
     bool local_5 = {};
     uint row_7 = first_3 + r_1;
-    bool _e6 = has_y(row_7, b_4, place_5, p);
+    bool _e6 = has_y(row_7, b_5, place_5, p);
     if (_e6) {
         uint _e9 = outs(p);
         bool second_1 = (row_7 + 1u) < _e9;
-        uint _e11 = y_at(row_7, b_4, place_5, p);
+        uint _e11 = y_at(row_7, b_5, place_5, p);
         metal::float2 _e12 = with_bias(sum, row_7);
         if (second_1) {
-            bool _e17 = has_y(row_7 + 1u, b_4, place_5, p);
+            bool _e17 = has_y(row_7 + 1u, b_5, place_5, p);
             local_5 = _e17;
         } else {
             local_5 = false;
@@ -697,7 +731,7 @@ void put_gated(
     metal::float2 gate,
     metal::float2 up,
     constant Params& p,
-    device type_5& y
+    device type_7& y
 ) {
     uint row_8 = first_4 / 2u;
     uint _e6 = outs(p);
@@ -723,7 +757,7 @@ float dot8_(
     metal::float4 low,
     metal::float4 high,
     uint replica,
-    threadgroup type_10& pairs
+    threadgroup type_11& pairs
 ) {
     float sum_1 = {};
     metal::float2 w0_ = pairs.inner[((word & 255u) * REPLICAS) + replica];
@@ -757,14 +791,14 @@ struct gemv_pairsInput {
 , uint width [[threads_per_simdgroup]]
 , uint subgroup [[simdgroup_index_in_threadgroup]]
 , uint subgroups [[simdgroups_per_threadgroup]]
-, device type_4 const& codes [[buffer(0)]]
-, device type_5 const& scales [[buffer(1)]]
-, device type_5 const& book [[buffer(2)]]
+, device type_6 const& codes [[buffer(0)]]
+, device type_7 const& scales [[buffer(1)]]
+, device type_7 const& book [[buffer(2)]]
 , constant Params& p [[buffer(5)]]
-, device type_9 const& x_5 [[buffer(3)]]
-, device type_5& y [[buffer(4)]]
+, device type_10 const& x_5 [[buffer(3)]]
+, device type_7& y [[buffer(4)]]
 ) {
-    threadgroup type_10 pairs;
+    threadgroup type_11 pairs;
     uint i = {};
     uint first = {};
     uint word_0_0_ = {};
@@ -798,10 +832,10 @@ struct gemv_pairsInput {
         {
             uint _e25 = i;
             uint byte_2 = _e25 / REPLICAS;
-            float high_1 = book[byte_2 >> 4u];
-            float low_1 = book[byte_2 & 15u];
+            float high_2 = book[byte_2 >> 4u];
+            float low_2 = book[byte_2 & 15u];
             uint _e39 = i;
-            pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_1, low_1) : metal::float2(low_1, high_1);
+            pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_2, low_2) : metal::float2(low_2, high_2);
         }
     }
     prepare(thread_, lane, subgroup, subgroups);
