@@ -74,6 +74,8 @@ impl Product {
 const MOST_BATCH: usize = 16;
 /// Most rows of activations that are multiplied by subgroups, several times over.
 const MOST_ROWS: usize = 64;
+/// Most rows of activations for which weights that come by the byte are decoded anew for every eight.
+const MOST_SPANS: usize = 32;
 /// Groups that a dispatch should have at least.
 const GROUPS: u32 = 128;
 /// Bytes of a table of pairs.
@@ -99,7 +101,8 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     }
     let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
     if !kind.vectors {
-        let spans = Product::GemvSpans { rows: 2, batch };
+        let (rows, batch) = if batch > 8 { (4, 8) } else { (2, batch) };
+        let spans = Product::GemvSpans { rows, batch };
         return if spans.suits(k, kind, limits) { spans } else { Product::Gemm };
     }
     let room = limits.workgroup_memory;
@@ -197,9 +200,12 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
     let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
     let best = match m {
         _ if !vectors && m > MOST_ROWS => small,
-        _ if !vectors || m <= 8 => return None,
+        _ if !vectors || m <= 4 => return None,
+        // Codes by the byte are looked up faster; those of other formats one by one are not.
+        ..=8 if kind.has_nibble_vectors() || !kind.words() => return None,
+        ..=MOST_SPANS if !kind.words() => return None,
         // Subgroups share the terms, as there are few results.
-        9..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        ..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
         17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
         33..=64 => ([64, 16], 1, [128, 4], 64, 6, Schedule::Whole),
         65..=511 if tiles(128, 64) >= ENOUGH => ([128, 64], 2, [128, 1], 64, 3, Schedule::Whole),

@@ -42,14 +42,11 @@ fn octet(row: u32, col: u32) -> Octet {
 
 // The weights, rounded as the reference rounds.
 fn octet_exact(o: Octet) -> array<vec4<f32>, 2> {
-    var w = octet_stored(o);
-    if (!DENSE) {
-        for (var i = 0u; i < 4u; i++) {
-            w[0][i] = finished(w[0][i], o.scale, o.mean);
-            w[1][i] = finished(w[1][i], o.scale, o.mean);
-        }
+    let w = octet_stored(o);
+    if (DENSE) {
+        return w;
     }
-    return w;
+    return array(finished4(w[0], o.scale, o.mean), finished4(w[1], o.scale, o.mean));
 }
 
 // The weights, times a factor.
@@ -82,11 +79,6 @@ fn octet_stored(o: Octet) -> array<vec4<f32>, 2> {
         return w;
     }
     let first = select(0u, o.low.y, BITS < 4u);
-    for (var i = 0u; i < 4u; i++) {
-        w[0][i] = value_at((o.low.x >> code_shift(first + i * BITS)) & MASK, 0u);
-        let word = select(o.low.x, o.low.y, BITS == 8u);
-        let bit = first + (i + 4u) * BITS;
-        w[1][i] = value_at((word >> code_shift(bit)) & MASK, 0u);
-    }
-    return w;
+    let second = select(o.low.x, o.low.y, BITS == 8u);
+    return array(four_values(o.low.x, first), four_values(second, first + 4u * BITS));
 }
