@@ -136,8 +136,8 @@ float f16_value(
 ) {
     uint magnitude_1 = bits & 32767u;
     float normal_1 = as_type<float>((magnitude_1 >= 31744u) ? ((magnitude_1 << 13u) + 1879048192u) : ((magnitude_1 << 13u) + 939524096u));
-    float value_2 = (magnitude_1 < 1024u) ? (static_cast<float>(magnitude_1) * 0.000000059604645) : normal_1;
-    return as_type<float>(as_type<uint>(value_2) | ((bits & 32768u) << 16u));
+    float value_1 = (magnitude_1 < 1024u) ? (static_cast<float>(magnitude_1) * 0.000000059604645) : normal_1;
+    return as_type<float>(as_type<uint>(value_1) | ((bits & 32768u) << 16u));
 }
 
 metal::float2 silu(
@@ -183,26 +183,34 @@ float rounded(
     return as_type<float>(as_type<uint>(x_4) ^ _e4);
 }
 
-float finished(
-    float value,
+metal::float4 rounded4_(
+    metal::float4 x_5,
+    constant Params& p
+) {
+    uint _e4 = p.zero;
+    return as_type<metal::float4>(as_type<metal::uint4>(x_5) ^ metal::uint4(_e4));
+}
+
+metal::float4 finished4_(
+    metal::float4 values,
     float scale,
     float mean,
     constant Params& p
 ) {
-    float w = {};
-    float _e4 = rounded(value * scale, p);
+    metal::float4 w = {};
+    metal::float4 _e4 = rounded4_(values * scale, p);
     w = _e4;
     if (HAS_UNIT) {
-        float _e7 = w;
-        float _e10 = rounded(_e7 * UNIT, p);
+        metal::float4 _e7 = w;
+        metal::float4 _e10 = rounded4_(_e7 * UNIT, p);
         w = _e10;
     }
     if (HAS_MEAN) {
-        float _e12 = w;
-        w = _e12 + mean;
+        metal::float4 _e12 = w;
+        w = _e12 + metal::float4(mean);
     }
-    float _e14 = w;
-    return _e14;
+    metal::float4 _e15 = w;
+    return _e15;
 }
 
 float scale_of(
@@ -220,15 +228,15 @@ float mean_of(
 }
 
 float finish(
-    float value_1,
+    float value,
     uint block_2,
     device type_7 const& scales,
     constant Params& p
 ) {
-    float _e2 = scale_of(block_2, scales);
-    float _e3 = mean_of(block_2);
-    float _e4 = finished(value_1, _e2, _e3, p);
-    return _e4;
+    float _e3 = scale_of(block_2, scales);
+    float _e4 = mean_of(block_2);
+    metal::float4 _e5 = finished4_(metal::float4(value), _e3, _e4, p);
+    return _e5.x;
 }
 
 void load_table(
@@ -336,8 +344,8 @@ uint code_at(
         uint _e20 = digits;
         return _e20 % RADIX;
     }
-    uint bit_1 = index * BITS;
-    uint first_5 = byte_1 + (bit_1 >> 3u);
+    uint bit_2 = index * BITS;
+    uint first_5 = byte_1 + (bit_2 >> 3u);
     if (false) {
         uint _e29 = code_byte(first_5, codes);
         uint _e32 = code_byte(first_5 + 1u, codes);
@@ -350,11 +358,11 @@ uint code_at(
     }
     bool _e41 = local_2;
     if (_e41) {
-        uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_1 & 7u)) : (bit_1 & 7u);
+        uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_2 & 7u)) : (bit_2 & 7u);
         uint _e50 = code_byte(first_5, codes);
         return (_e50 >> within) & MASK;
     }
-    uint last = byte_1 + (((bit_1 + BITS) - 1u) >> 3u);
+    uint last = byte_1 + (((bit_2 + BITS) - 1u) >> 3u);
     i_6 = first_5;
     bool loop_init_2 = true;
     while(true) {
@@ -377,7 +385,23 @@ uint code_at(
         }
     }
     uint _e78 = window;
-    return (_e78 >> (bit_1 & 7u)) & MASK;
+    return (_e78 >> (bit_2 & 7u)) & MASK;
+}
+
+metal::float4 four_values(
+    uint word,
+    uint bit_1,
+    threadgroup type_8& table
+) {
+    uint _e2 = code_shift(bit_1);
+    float _e7 = value_at((word >> _e2) & MASK, 0u, table);
+    uint _e10 = code_shift(bit_1 + BITS);
+    float _e15 = value_at((word >> _e10) & MASK, 0u, table);
+    uint _e18 = code_shift(bit_1 + 8u);
+    float _e23 = value_at((word >> _e18) & MASK, 0u, table);
+    uint _e26 = code_shift(bit_1 + 12u);
+    float _e31 = value_at((word >> _e26) & MASK, 0u, table);
+    return metal::float4(_e7, _e15, _e23, _e31);
 }
 
 float weight(
@@ -428,7 +452,6 @@ metal::float4 weights4_(
     metal::float4 w_2 = {};
     uint i_7 = 0u;
     metal::float4 w_3 = {};
-    uint i_8 = 0u;
     if (DENSE) {
         local_3 = WORDS;
     } else {
@@ -467,41 +490,22 @@ metal::float4 weights4_(
         metal::float4 _e35 = w_2;
         return _e35;
     }
-    uint bit_2 = col_2 * BITS;
-    uint _e41 = p.row_words;
-    uint word_1 = codes[(row_2 * _e41) + (bit_2 >> 5u)];
-    uint _e48 = block_of(row_2, col_2, p);
-    bool loop_init_4 = true;
-    while(true) {
-        if (!loop_init_4) {
-            uint _e68 = i_8;
-            i_8 = _e68 + 1u;
-        }
-        loop_init_4 = false;
-        uint _e52 = i_8;
-        if (_e52 < 4u) {
-        } else {
-            break;
-        }
-        {
-            uint _e55 = i_8;
-            uint _e59 = code_shift(bit_2 + (_e55 * BITS));
-            uint code_1 = (word_1 >> _e59) & MASK;
-            uint _e63 = i_8;
-            float _e66 = value_at(code_1, 0u, table);
-            w_3[_e63] = _e66;
-        }
-    }
-    metal::float4 _e70 = w_3;
-    float _e71 = scale_of(_e48, scales);
-    w_3 = _e70 * (_e71 * UNIT);
+    uint bit_3 = col_2 * BITS;
+    uint _e38 = block_of(row_2, col_2, p);
+    uint _e42 = p.row_words;
+    uint _e48 = codes[(row_2 * _e42) + (bit_3 >> 5u)];
+    metal::float4 _e49 = four_values(_e48, bit_3, table);
+    w_3 = _e49;
+    metal::float4 _e51 = w_3;
+    float _e52 = scale_of(_e38, scales);
+    w_3 = _e51 * (_e52 * UNIT);
     if (HAS_MEAN) {
-        metal::float4 _e76 = w_3;
-        float _e77 = mean_of(_e48);
-        w_3 = _e76 + metal::float4(_e77);
+        metal::float4 _e57 = w_3;
+        float _e58 = mean_of(_e38);
+        w_3 = _e57 + metal::float4(_e58);
     }
-    metal::float4 _e80 = w_3;
-    return _e80;
+    metal::float4 _e61 = w_3;
+    return _e61;
 }
 
 metal::float4 exact4_(
@@ -512,40 +516,20 @@ metal::float4 exact4_(
     constant Params& p,
     threadgroup type_8& table
 ) {
-    metal::float4 w_4 = {};
-    uint i_9 = 0u;
     if (DENSE) {
         uint _e5 = p.k;
         metal::float4 _e8 = dense4_((row_3 * _e5) + col_3);
         return _e8;
     }
-    uint bit_3 = col_3 * BITS;
-    uint _e14 = p.row_words;
-    uint word_2 = codes[(row_3 * _e14) + (bit_3 >> 5u)];
-    uint _e21 = block_of(row_3, col_3, p);
-    bool loop_init_5 = true;
-    while(true) {
-        if (!loop_init_5) {
-            uint _e42 = i_9;
-            i_9 = _e42 + 1u;
-        }
-        loop_init_5 = false;
-        uint _e25 = i_9;
-        if (_e25 < 4u) {
-        } else {
-            break;
-        }
-        {
-            uint _e28 = i_9;
-            uint _e30 = i_9;
-            uint _e34 = code_shift(bit_3 + (_e30 * BITS));
-            float _e39 = value_at((word_2 >> _e34) & MASK, 0u, table);
-            float _e40 = finish(_e39, _e21, scales, p);
-            w_4[_e28] = _e40;
-        }
-    }
-    metal::float4 _e44 = w_4;
-    return _e44;
+    uint bit_4 = col_3 * BITS;
+    uint _e11 = block_of(row_3, col_3, p);
+    uint _e15 = p.row_words;
+    uint _e21 = codes[(row_3 * _e15) + (bit_4 >> 5u)];
+    metal::float4 _e22 = four_values(_e21, bit_4, table);
+    float _e23 = scale_of(_e11, scales);
+    float _e24 = mean_of(_e11);
+    metal::float4 _e25 = finished4_(_e22, _e23, _e24, p);
+    return _e25;
 }
 
 metal::float2 x_unpack(
@@ -586,10 +570,10 @@ X8_ x_eight(
 }
 
 X8_ x_load(
-    uint i_10,
-    device type_10 const& x_5
+    uint i_8,
+    device type_10 const& x_6
 ) {
-    X8_ _e3 = x_5[i_10];
+    X8_ _e3 = x_6[i_8];
     return _e3;
 }
 
@@ -610,14 +594,14 @@ metal::float2 with_bias(
 }
 
 void y_store(
-    uint i_11,
+    uint i_9,
     metal::float2 v_7,
     bool second,
     device type_7& y
 ) {
-    y[i_11] = v_7.x;
+    y[i_9] = v_7.x;
     if (second) {
-        y[i_11 + 1u] = v_7.y;
+        y[i_9 + 1u] = v_7.y;
         return;
     } else {
         return;
@@ -753,17 +737,17 @@ void put_gated(
 }
 
 float dot8_(
-    uint word,
+    uint word_1,
     metal::float4 low,
     metal::float4 high,
     uint replica,
     threadgroup type_11& pairs
 ) {
     float sum_1 = {};
-    metal::float2 w0_ = pairs.inner[((word & 255u) * REPLICAS) + replica];
-    metal::float2 w1_ = pairs.inner[(((word >> 8u) & 255u) * REPLICAS) + replica];
-    metal::float2 w2_ = pairs.inner[(((word >> 16u) & 255u) * REPLICAS) + replica];
-    metal::float2 w3_ = pairs.inner[((word >> 24u) * REPLICAS) + replica];
+    metal::float2 w0_ = pairs.inner[((word_1 & 255u) * REPLICAS) + replica];
+    metal::float2 w1_ = pairs.inner[(((word_1 >> 8u) & 255u) * REPLICAS) + replica];
+    metal::float2 w2_ = pairs.inner[(((word_1 >> 16u) & 255u) * REPLICAS) + replica];
+    metal::float2 w3_ = pairs.inner[((word_1 >> 24u) * REPLICAS) + replica];
     sum_1 = w0_.x * low.x;
     float _e46 = sum_1;
     sum_1 = metal::fma(w0_.y, low.y, _e46);
@@ -795,7 +779,7 @@ struct gemv_pairsInput {
 , device type_7 const& scales [[buffer(1)]]
 , device type_7 const& book [[buffer(2)]]
 , constant Params& p [[buffer(5)]]
-, device type_10 const& x_5 [[buffer(3)]]
+, device type_10 const& x_6 [[buffer(3)]]
 , device type_7& y [[buffer(4)]]
 ) {
     threadgroup type_11 pairs;
@@ -817,13 +801,13 @@ struct gemv_pairsInput {
     uint step = (groups.x * subgroups) * ROWS;
     uint start = ((group.x * subgroups) + subgroup) * ROWS;
     i = thread_;
-    bool loop_init_6 = true;
+    bool loop_init_4 = true;
     while(true) {
-        if (!loop_init_6) {
+        if (!loop_init_4) {
             uint _e45 = i;
             i = _e45 + GROUP;
         }
-        loop_init_6 = false;
+        loop_init_4 = false;
         uint _e22 = i;
         if (_e22 < PAIRS) {
         } else {
@@ -841,13 +825,13 @@ struct gemv_pairsInput {
     prepare(thread_, lane, subgroup, subgroups);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     first = start;
-    bool loop_init_7 = true;
+    bool loop_init_5 = true;
     while(true) {
-        if (!loop_init_7) {
+        if (!loop_init_5) {
             uint _e416 = first;
             first = _e416 + step;
         }
-        loop_init_7 = false;
+        loop_init_5 = false;
         uint _e49 = first;
         uint _e50 = outs(p);
         if (_e49 < _e50) {
@@ -886,13 +870,13 @@ struct gemv_pairsInput {
             uint _e168 = x_row(0u, group.y, p);
             uint x_0_ = _e168 * words;
             c = lane;
-            bool loop_init_8 = true;
+            bool loop_init_6 = true;
             while(true) {
-                if (!loop_init_8) {
+                if (!loop_init_6) {
                     uint _e397 = c;
                     c = _e397 + (4u * width);
                 }
-                loop_init_8 = false;
+                loop_init_6 = false;
                 uint _e171 = c;
                 if (_e171 < words) {
                 } else {
@@ -955,7 +939,7 @@ struct gemv_pairsInput {
                     float _e341 = scale_of(_e340, scales);
                     uint _e342 = c;
                     float scale_1_3_ = ((_e342 + (3u * width)) < words) ? _e341 : 0.0;
-                    X8_ _e350 = x_load(x_0_ + at_0_, x_5);
+                    X8_ _e350 = x_load(x_0_ + at_0_, x_6);
                     metal::float4 _e351 = x_low(_e350);
                     metal::float4 _e352 = x_high(_e350);
                     uint _e353 = word_0_0_;
@@ -968,7 +952,7 @@ struct gemv_pairsInput {
                     sum_1_0_ = metal::fma(_e358, scale_1_0_, _e359);
                     word_0_0_ = next_0_0_;
                     word_1_0_ = next_1_0_;
-                    X8_ _e362 = x_load(x_0_ + at_1_, x_5);
+                    X8_ _e362 = x_load(x_0_ + at_1_, x_6);
                     metal::float4 _e363 = x_low(_e362);
                     metal::float4 _e364 = x_high(_e362);
                     uint _e365 = word_0_1_;
@@ -981,7 +965,7 @@ struct gemv_pairsInput {
                     sum_1_0_ = metal::fma(_e370, scale_1_1_, _e371);
                     word_0_1_ = next_0_1_;
                     word_1_1_ = next_1_1_;
-                    X8_ _e374 = x_load(x_0_ + at_2_, x_5);
+                    X8_ _e374 = x_load(x_0_ + at_2_, x_6);
                     metal::float4 _e375 = x_low(_e374);
                     metal::float4 _e376 = x_high(_e374);
                     uint _e377 = word_0_2_;
@@ -994,7 +978,7 @@ struct gemv_pairsInput {
                     sum_1_0_ = metal::fma(_e382, scale_1_2_, _e383);
                     word_0_2_ = next_0_2_;
                     word_1_2_ = next_1_2_;
-                    X8_ _e386 = x_load(x_0_ + at_3_, x_5);
+                    X8_ _e386 = x_load(x_0_ + at_3_, x_6);
                     metal::float4 _e387 = x_low(_e386);
                     metal::float4 _e388 = x_high(_e386);
                     uint _e389 = word_0_3_;
