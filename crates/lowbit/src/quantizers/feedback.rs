@@ -4,7 +4,12 @@
 //! With `gram⁻¹ = Uᵀ U` and `e = (w - q) / U[j, j]` for column `j`, every later weight of the row
 //! becomes `w[i] - e U[j, i]`. Where a code stands for several columns, these are coded together, with
 //! `1 / U[j, j]²` as what an error in each costs.
+//!
+//! Where the layers before have lost something already, the weights that come nearest to what the
+//! original gave are quantized in place of its own: `w' = w C gram⁻¹`, with `C` the products of the
+//! original's inputs with those that are seen (as in GPTAQ, arXiv 2504.02692).
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -12,20 +17,20 @@ use rayon::prelude::*;
 use super::factor::inverse_root;
 use super::patterns::{Assign, Book, Coder, LANES, Vectors, signs};
 use super::refine::{Fit, assemble, fits, rounded};
-use super::{Options, check_inputs};
-use crate::cpu::Isa;
+use super::{Inputs, Options, check_inputs};
 use crate::cpu::reference::encoder_of;
 use crate::cpu::simd::{Simd, Task};
+use crate::cpu::{Isa, check_len};
 use crate::format::{Encoder, ScaleKind, Values};
 use crate::tensor::Geometry;
-use crate::{Format, QTensor, Result};
+use crate::{Cpu, DType, DenseTensor, Error, Format, QTensor, Result, Weight};
 
 /// Columns whose losses are gathered before the columns after them are changed.
 const COLUMNS: usize = 128;
 /// Rows that are coded together: what they read of `U` is read once.
 const ROWS: usize = 2 * LANES;
 
-/// Quantizes `w: [N, K]`, given the mean inner products `gram: [K, K]` of the layer's inputs.
+/// Quantizes `w: [N, K]`, given what the layer's inputs are like.
 ///
 /// # Errors
 /// As [`super::quantize`].
@@ -35,12 +40,17 @@ pub(super) fn quantize(
     w: &[f32],
     shape: &[usize],
     block_size: Option<usize>,
-    gram: &[f32],
+    inputs: &Inputs<'_>,
     options: &Options,
 ) -> Result<QTensor> {
     let g = Geometry::new(format, shape, block_size)?;
+    let Inputs { gram, cross } = *inputs;
     let importance = check_inputs(&g, w, gram)?;
-    let u = inverse_root(gram, g.k)?;
+    let (u, damping) = inverse_root(gram, g.k)?;
+    let w = &match cross {
+        None => Cow::Borrowed(w),
+        Some(cross) => Cow::Owned(aim(isa, &g, w, cross, &u, damping)?),
+    };
     let (coding, fits) = match format.values {
         Values::Patterns { .. } => {
             let coder = Coder::new(format, shape, block_size)?;
@@ -74,6 +84,30 @@ pub(super) fn quantize(
     };
     let means = options.gives_means(format);
     assemble(&g, format, shape, &codes, &fits, means, book)
+}
+
+/// `(w C + damping w) (gram + damping)⁻¹`, of which the inverse is `Uᵀ U`.
+fn aim(
+    isa: Isa,
+    g: &Geometry,
+    w: &[f32],
+    cross: &[f32],
+    u: &[f32],
+    damping: f32,
+) -> Result<Vec<f32>> {
+    check_len("quantize", "products of inputs, K * K", g.k * g.k, cross.len())?;
+    if let Some(index) = cross.iter().position(|v| !v.is_finite()) {
+        return Err(Error::NotFinite { op: "calibrate", index, value: cross[index] });
+    }
+    let square = |numbers: &[f32]| DenseTensor::from_f32(vec![g.k, g.k], numbers).map(Weight::from);
+    let (cross, u) = (square(cross)?, square(u)?);
+    let (cpu, mut made) = (Cpu::with(isa), vec![0.0; w.len()]);
+    cpu.linear_transposed_f32(&cross, w, &mut made);
+    made.iter_mut().zip(w).for_each(|(made, w)| *made += damping * w);
+    let mut turned = vec![0.0; w.len()];
+    cpu.linear_f32(&u, &made, None, &mut turned, DType::F32)?;
+    cpu.linear_transposed_f32(&u, &turned, &mut made);
+    Ok(made)
 }
 
 /// What codes stand for.

@@ -2,7 +2,7 @@
 
 use lowbit::conformance::Rng;
 use lowbit::cpu::{Isa, reference};
-use lowbit::quantizers::{Options, Search, patterns, quantize};
+use lowbit::quantizers::{Inputs, Options, Search, patterns, quantize};
 use lowbit::{Cpu, DType, Error, Format, QTensor, formats};
 
 /// Squared error over squared weights, and stored bits per weight.
@@ -129,7 +129,9 @@ fn feedback_loses_less_of_the_outputs_in_every_format() {
             let run = |gram: Option<&[f32]>| {
                 let options = options(true, false);
                 let shape = [n, k];
-                quantize(Isa::best(), format, &w, &shape, block_size, gram, &options).unwrap()
+                let inputs = gram.map(|gram| Inputs { gram, cross: None });
+                quantize(Isa::best(), format, &w, &shape, block_size, inputs.as_ref(), &options)
+                    .unwrap()
             };
             let (plain, fed) = (run(None), run(Some(&gram)));
             assert_eq!(plain.bits_per_weight(), fed.bits_per_weight());
@@ -141,7 +143,8 @@ fn feedback_loses_less_of_the_outputs_in_every_format() {
     let bad = |gram: &[f32]| {
         let (format, shape) = (formats::by_name("t158").unwrap(), [n, k]);
         let options = options(true, false);
-        quantize(Isa::best(), format, &w, &shape, None, Some(gram), &options).unwrap_err()
+        let inputs = Inputs { gram, cross: None };
+        quantize(Isa::best(), format, &w, &shape, None, Some(&inputs), &options).unwrap_err()
     };
     assert!(bad(&gram[1..]).to_string().contains("inner products"));
     gram[3 * k + 3] = f32::NAN;
