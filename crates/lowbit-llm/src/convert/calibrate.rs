@@ -1,7 +1,7 @@
 //! Quantizing a model layer by layer, with what a text makes of the inputs of each.
 //!
-//! A layer sees what the layers before it give after they were quantized, and aims at what it gave
-//! in the original model, so that it makes up for what they lose. In memory are one layer's weights,
+//! A linear layer sees what those before it give after they were quantized, in its own block too, and
+//! aims at what it gave in the original model, so that it makes up for what they lose. In memory are one layer's weights,
 //! the inner products of its inputs, the activations of the windows in both models, and what is
 //! quantized already.
 
@@ -78,28 +78,36 @@ pub(super) fn quantize(
     let mut done = 0;
     for layer in 0..config.num_hidden_layers {
         let original = Layer::load(&config, checkpoint, &device, layer)?;
-        let mut grams = Grams::new(&device, wanted);
-        for (given, seen) in given.iter_mut().zip(&seen) {
-            if progress.cancelled() {
-                return Err(Error::Cancelled);
+        for stage in original.stages() {
+            let wanted = |name: &str| stage.contains(&name) && wanted(name);
+            if !stage.iter().any(|name| wanted(name)) {
+                continue;
             }
-            grams.given.clear();
-            grams.turn = Turn::Given;
-            *given = original.run(given, Some(&mut grams))?;
-            grams.turn = Turn::Seen;
-            original.run(seen, Some(&mut grams))?;
-        }
-        for (name, [gram, cross]) in grams.means() {
-            if progress.cancelled() {
-                return Err(Error::Cancelled);
+            let made = Layer::load(&config, &source, &device, layer)?;
+            let mut grams = Grams::new(&device, &wanted);
+            for (given, seen) in given.iter().zip(&seen) {
+                if progress.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                grams.given.clear();
+                grams.turn = Turn::Given;
+                original.run(given, Some(&mut grams))?;
+                grams.turn = Turn::Seen;
+                made.run(seen, Some(&mut grams))?;
             }
-            let made = make(&name, &Inputs { gram: &gram, cross: Some(&cross) })?;
-            done += checkpoint.require(&name)?.bytes;
-            source.made.insert(name.clone(), made);
-            progress.update(done, total, &name);
+            for (name, [gram, cross]) in grams.means() {
+                if progress.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let made = make(&name, &Inputs { gram: &gram, cross: Some(&cross) })?;
+                done += checkpoint.require(&name)?.bytes;
+                source.made.insert(name.clone(), made);
+                progress.update(done, total, &name);
+            }
         }
         let made = Layer::load(&config, &source, &device, layer)?;
-        for seen in &mut seen {
+        for (given, seen) in given.iter_mut().zip(&mut seen) {
+            *given = original.run(given, None)?;
             *seen = made.run(seen, None)?;
         }
     }

@@ -43,6 +43,12 @@ impl<'a> Layer<'a> {
         Ok(Layer { config, device, block })
     }
 
+    /// Names of its linear layers' weights, in stages: what a stage reads is what the stages before
+    /// it give.
+    pub fn stages(&self) -> Vec<Vec<&str>> {
+        self.block.stages()
+    }
+
     /// Runs it on what the layer before gave for a window, `[T, C]`; shows the inputs of its linear
     /// layers to the tap.
     pub fn run(&self, x: &Tensor, mut tap: Option<&mut dyn Tap>) -> Result<Tensor> {
