@@ -35,7 +35,7 @@ fn calibration_brings_a_model_closer_to_its_original() {
     let dir = tempfile::tempdir().unwrap();
     let original = load(&tinybard());
     let text = tokens("validation.txt", 4 * 128);
-    for name in ["t158", "sub1"] {
+    for (name, most) in [("t158", 0.85), ("bin1", 0.75), ("sub1", 0.75)] {
         let mut options = QuantizeOptions::new(formats::by_name(name).unwrap());
         options.search = Options { fit: true, ..Options::default() };
         let mut kl = [0.0; 2];
@@ -48,7 +48,7 @@ fn calibration_brings_a_model_closer_to_its_original() {
             let measured = evaluate(&model, Some(&original), &text, 128, &mut |_, _| {}).unwrap();
             *kl = measured.kl.unwrap();
         }
-        assert!(kl[1] < 0.95 * kl[0], "{name}: {kl:?}");
+        assert!(kl[1] < most * kl[0], "{name}: {kl:?}");
     }
 }
 

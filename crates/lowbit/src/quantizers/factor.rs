@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// What is added to the diagonal, as a part of its mean: inputs that never vary have no curvature, and
 /// those that a model will see vary more than those of a text, the fewer bits the more.
-const DAMPING: f64 = 0.1;
+const DAMPING: f64 = 0.3;
 /// Columns that a thread takes at once.
 const COLUMNS: usize = 256;
 

@@ -1,7 +1,8 @@
 //! Searches for codes and scales: what an [`Encoder`](crate::format::Encoder) alone does not find.
 //!
 //! Everything here is deterministic: the same weights, options and seed give the same bytes on every
-//! machine, whatever its instruction set and number of threads.
+//! machine, whatever its instruction set and number of threads; with [`Inputs::cross`], whose products
+//! are in f32, on those of one instruction set.
 
 mod factor;
 mod feedback;
