@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use lowbit::format::ScaleKind;
+use lowbit::quantizers::Inputs;
 use lowbit::{Cpu, DType, Element, Format, QTensor, quantizers};
 use regex::Regex;
 
@@ -196,12 +197,12 @@ fn calibrated(
         .iter()
         .filter_map(|plan| Some((plan.entry.name.as_str(), (plan.target.as_ref().ok()?, plan))))
         .collect();
-    let make = |name: &str, gram: &[f32]| {
+    let make = |name: &str, inputs: &Inputs<'_>| {
         let (target, plan) = targets.get(name).ok_or_else(|| {
             Error::argument("calibrate", "a layer to quantize", name, "report it")
         })?;
         let w = numbers(target.dtype, plan.data);
-        let q = search(target, &w, Some(gram), options);
+        let q = search(target, &w, Some(inputs), options);
         q.map_err(Error::weight(plan.entry.file(), name))
     };
     let wanted = |name: &str| targets.contains_key(name);
@@ -248,12 +249,12 @@ fn needs_search(target: &Target, options: &QuantizeOptions) -> bool {
 fn search(
     target: &Target,
     w: &[f32],
-    gram: Option<&[f32]>,
+    inputs: Option<&Inputs<'_>>,
     options: &QuantizeOptions,
 ) -> lowbit::Result<QTensor> {
     let Target { format, shape, block_size, double_quant, .. } = target;
     let isa = Cpu::best().isa();
-    let q = quantizers::quantize(isa, format, w, shape, *block_size, gram, &options.search)?;
+    let q = quantizers::quantize(isa, format, w, shape, *block_size, inputs, &options.search)?;
     if *double_quant { lowbit::double_quantize(q) } else { Ok(q) }
 }
 

@@ -2,7 +2,7 @@
 
 use lowbit::device::{self, Tensor, experts};
 
-use super::layers::{Linear, Norm, Pass, show};
+use super::layers::{Linear, Norm, Pass, names, show};
 use super::loader::Loader;
 use crate::Result;
 use crate::config::Config;
@@ -91,6 +91,13 @@ impl Mixture {
             gate_up: from.experts(&experts, of.count, &[gate, up], [wide, hidden])?,
             down: from.experts(&experts, of.count, &[down], [hidden, wide])?,
         })
+    }
+
+    /// As [`Block::stages`](super::layers::Block::stages).
+    pub fn stages(&self) -> Vec<Vec<&str>> {
+        let [gate_up, down] =
+            [&self.gate_up, &self.down].map(|of| names(of.names.iter().flatten()));
+        vec![vec![&self.router.name], gate_up, down]
     }
 
     /// Adds what it gives for the norm of `x: [T, C]` to `x`.

@@ -60,6 +60,11 @@ pub(crate) struct Bundle {
     pub weights: Tensor,
 }
 
+/// Names, borrowed.
+pub(super) fn names<'a>(of: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
+    of.into_iter().map(String::as_str).collect()
+}
+
 impl Pass<'_, '_> {
     /// `x: [T, K]` to `[T, N]`, added to `to`.
     fn linear_add(&mut self, linear: &Linear, x: &Tensor, to: &Tensor) -> Result<Tensor> {
@@ -214,6 +219,14 @@ impl FeedForward {
         })
     }
 
+    /// As [`Block::stages`].
+    fn stages(&self) -> Vec<Vec<&str>> {
+        match self {
+            FeedForward::Mlp(mlp) => vec![names(&mlp.gate_up.names), vec![&mlp.down_proj.name]],
+            FeedForward::Experts(experts) => experts.stages(),
+        }
+    }
+
     fn forward(&self, pass: &mut Pass, x: &Tensor, norm: &Norm) -> Result<Tensor> {
         match self {
             FeedForward::Mlp(mlp) => mlp.forward(pass, x, norm),
@@ -242,6 +255,13 @@ impl Block {
             post_attention_layernorm: norm(from, "post_attention_layernorm")?,
             mlp: FeedForward::load(from, config, layer, biases.mlp)?,
         })
+    }
+
+    /// Names of the weights of linear layers, in stages: what a stage reads is what the stages before
+    /// it give.
+    pub fn stages(&self) -> Vec<Vec<&str>> {
+        let attention = [names(&self.self_attn.qkv.names), vec![&*self.self_attn.o_proj.name]];
+        attention.into_iter().chain(self.mlp.stages()).collect()
     }
 
     /// `x: [T, C]` to `[T, C]`.
