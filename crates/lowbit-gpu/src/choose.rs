@@ -226,9 +226,12 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
         .find(|product| product.suits(k, kind, limits))
 }
 
-/// Tiles worth a try: rows of activations and weights in one, subgroups across, threads and slices,
-/// terms of a step, steps ahead.
-const TILES: [([u32; 2], u32, [u32; 2], u32, u32); 11] = [
+/// Rows of activations and weights in a tile, subgroups across, threads and slices, terms of a step, steps
+/// ahead.
+type Cut = ([u32; 2], u32, [u32; 2], u32, u32);
+
+/// Tiles worth a try.
+const TILES: [Cut; 11] = [
     ([16, 16], 1, [128, 4], 64, 6),
     ([16, 32], 2, [256, 4], 64, 4),
     ([32, 16], 1, [128, 4], 64, 6),

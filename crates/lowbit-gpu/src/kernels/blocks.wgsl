@@ -26,8 +26,7 @@ fn rounded4(x: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) ^ vec4<u32>(p.zero));
 }
 
-// values * scale * unit + mean, rounded as the reference rounds. No loop takes their place: a compiler
-// that does not unroll it keeps the numbers in memory.
+// values * scale * unit + mean, rounded as the reference rounds.
 fn finished4(values: vec4<f32>, scale: f32, mean: f32) -> vec4<f32> {
     var w = rounded4(values * scale);
     if (HAS_UNIT) {
