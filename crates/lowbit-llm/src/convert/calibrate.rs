@@ -1,9 +1,9 @@
 //! Quantizing a model layer by layer, with what a text makes of the inputs of each.
 //!
 //! A linear layer sees what those before it give after they were quantized, in its own block too, and
-//! aims at what it gave in the original model, so that it makes up for what they lose. In memory are one layer's weights,
-//! the inner products of its inputs, the activations of the windows in both models, and what is
-//! quantized already.
+//! aims at what it gave in the original model, so that it makes up for what they lose. In memory are
+//! one layer's weights, the inner products of its inputs, the activations of the windows in both
+//! models, and what is quantized already.
 
 use std::collections::HashMap;
 use std::path::Path;
