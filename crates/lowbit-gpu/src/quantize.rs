@@ -263,7 +263,7 @@ fn builder(name: &str, format: &Format, dtype: DType, unit: &str) -> Builder {
         .bind("w", Access::Read, unit)
 }
 
-/// `encode` and `scaled_code`, and what they read.
+/// `encode` and `scaled`, and what they read.
 fn with_ranks(builder: Builder, format: &Format, encoder: &Encoder) -> Builder {
     builder
         .bind("ups", Access::Read, "array<f32>")
