@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 OUT = HERE / "models"
 TINYBARD = HERE.parent / "models" / "tinybard"
 TOKENS = 40
+PROMPT = 8
 
 COMMON = dict(
     vocab_size=96,
@@ -140,6 +141,51 @@ MODELS = {
         ),
         {},
     ),
+    # Fields as files of before transformers 5 have them.
+    "mixtral": (
+        transformers.MixtralConfig,
+        dict(
+            num_key_value_heads=2,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            sliding_window=11,
+            rope_parameters=DEFAULT_ROPE,
+        ),
+        {"rope_parameters": None, "rope_theta": 1000.0},
+    ),
+    # Layers 1 and 3 would have experts, but 3 is named as one without.
+    "qwen3-moe": (
+        transformers.Qwen3MoeConfig,
+        dict(
+            num_hidden_layers=4,
+            num_key_value_heads=2,
+            head_dim=12,
+            num_experts=9,
+            num_experts_per_tok=4,
+            moe_intermediate_size=20,
+            norm_topk_prob=True,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            rope_parameters=DEFAULT_ROPE,
+        ),
+        {"num_local_experts": None, "num_experts": 9},
+    ),
+    # Shares that do not sum to one, and a window.
+    "qwen3-moe-window-biases": (
+        transformers.Qwen3MoeConfig,
+        dict(
+            num_key_value_heads=4,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            norm_topk_prob=False,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=8,
+            rope_parameters=DEFAULT_ROPE,
+        ),
+        {"num_experts": None, "num_local_experts": 6},
+    ),
 }
 
 
@@ -155,7 +201,7 @@ def randomize(model, generator):
             value = noise / (4 if model.config.tie_word_embeddings else 1)
         else:
             gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-            value = gain * noise / math.sqrt(parameter.shape[1])
+            value = gain * noise / math.sqrt(parameter.shape[-1])
         parameter.data.copy_(value)
 
 
@@ -181,7 +227,10 @@ def make_model(name, seed):
     ids = torch.randint(0, COMMON["vocab_size"], (1, TOKENS), generator=generator)
     with torch.no_grad():
         logits = model(ids).logits[0]
-    save_file({"ids": ids[0].int(), "logits": logits.contiguous()}, folder / "logits.safetensors")
+        # Of an end of the text nothing is made here.
+        greedy = model.generate(ids[:, :PROMPT], max_length=TOKENS, do_sample=False, eos_token_id=None)
+    results = {"ids": ids[0].int(), "logits": logits.contiguous(), "greedy": greedy[0].int()}
+    save_file(results, folder / "logits.safetensors")
     print(f"{name}: logits of deviation {logits.std():.2f}")
 
 

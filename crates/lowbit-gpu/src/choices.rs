@@ -5,6 +5,7 @@ use lowbit::{DType, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::choose::{Product, candidates};
+use crate::matrix::Tiles;
 use crate::product::linear_by;
 use crate::weight::Kind;
 use crate::{GpuWeight, Limits, Queue};
@@ -59,7 +60,8 @@ impl std::fmt::Display for Product {
             }
             Product::Gemm => f.write_str("gemm"),
             Product::Matrix { tiles, schedule } => {
-                write!(f, "matrix {}x{}x{}, {schedule:?}", tiles.m, tiles.n, tiles.depth)
+                let Tiles { m, n, group, slices, depth, .. } = tiles;
+                write!(f, "matrix {m}x{n}x{slices}x{depth}, {group} threads, {schedule:?}")
             }
             Product::Transposed => f.write_str("gemm, transposed"),
         }
@@ -75,6 +77,10 @@ pub struct Choices {
 
 impl Choices {
     /// Those lines that such an adapter can run: a file may be another adapter's, or written by hand.
+    #[cfg_attr(
+        not(any(test, feature = "wgpu")),
+        expect(dead_code, reason = "wgpu alone has adapters")
+    )]
     pub(crate) fn runnable(mut self, limits: &Limits) -> Self {
         self.lines.retain(|l| candidates(l.rows, l.class, limits).contains(&l.product));
         self

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::choices::Class;
 use crate::matrix::{Schedule, Tiles};
+use crate::product::TILE;
 use crate::weight::Kind;
-use crate::{Limits, Queue};
+use crate::{Kernel, Limits, Queue};
 
 /// A kernel for a product, and how its work is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,6 +30,21 @@ pub(crate) enum Product {
 }
 
 impl Product {
+    /// Groups of threads along the rows of a weight.
+    pub fn groups(self, rows: u32, kernel: &Kernel, limits: &Limits) -> u32 {
+        let (_, widest) = limits.subgroup;
+        match self {
+            Product::Gemv { rows: each, .. }
+            | Product::GemvSpans { rows: each, .. }
+            | Product::GemvPairs { rows: each, .. } => {
+                let per_group = each * (kernel.workgroup[0] / widest).max(1);
+                rows.div_ceil(per_group).min(limits.groups)
+            }
+            Product::Matrix { tiles, .. } => rows.div_ceil(tiles.n),
+            Product::Gemm | Product::Transposed => rows.div_ceil(TILE),
+        }
+    }
+
     /// Rows of activations that a dispatch takes, unless it takes all.
     pub fn batch(self) -> Option<usize> {
         match self {
@@ -46,8 +62,8 @@ impl Product {
             Product::GemvSpans { .. } => kind.span.is_some(),
             Product::GemvPairs { .. } => kind.vectors && kind.is_nibble_table(),
             Product::Matrix { tiles, .. } => {
-                let bytes = tiles.workgroup_bytes() + kind.table_bytes();
-                k.is_multiple_of(tiles.depth as usize) && bytes <= limits.workgroup_memory
+                k.is_multiple_of(tiles.terms() as usize)
+                    && tiles.workgroup_bytes(kind) <= limits.workgroup_memory
             }
             Product::Gemm | Product::Transposed => true,
         }
@@ -58,6 +74,8 @@ impl Product {
 const MOST_BATCH: usize = 16;
 /// Most rows of activations that are multiplied by subgroups, several times over.
 const MOST_ROWS: usize = 64;
+/// Most rows of activations for which weights that come by the byte are decoded anew for every eight.
+const MOST_SPANS: usize = 32;
 /// Groups that a dispatch should have at least.
 const GROUPS: u32 = 128;
 /// Bytes of a table of pairs.
@@ -74,7 +92,7 @@ pub(crate) fn product<Q: Queue>(dims: [usize; 3], kind: &Kind, dtype: DType, que
 /// The kernel that nobody has measured to be slower than another on this adapter.
 pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &Limits) -> Product {
     if has_matrices(dtype == DType::F32, limits)
-        && let Some(product) = matrices(m, k, kind, limits)
+        && let Some(product) = matrices([m, n, k], kind, limits)
     {
         return product;
     }
@@ -83,20 +101,23 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     }
     let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
     if !kind.vectors {
-        let spans = Product::GemvSpans { rows: 2, batch };
+        let (rows, batch) = if batch > 8 { (4, 8) } else { (2, batch) };
+        let spans = Product::GemvSpans { rows, batch };
         return if spans.suits(k, kind, limits) { spans } else { Product::Gemm };
     }
     let room = limits.workgroup_memory;
     if !kind.is_nibble_table() || room < 8 * PAIRS {
         return Product::Gemv { rows: 2, batch };
     }
-    if batch >= 8 {
+    if batch > 1 {
         let (group, replicas) = (limits.threads.min(256), 8.min(room / PAIRS / 2).max(4));
-        return Product::GemvPairs { rows: 2, batch, group, replicas };
+        // Sums of more rows of both are more than a thread has registers.
+        let rows = if batch <= 8 { 4 } else { 2 };
+        return Product::GemvPairs { rows, batch, group, replicas };
     }
     // Sixteen tables leave no two lanes on one bank; where memory is short, as many as half of it holds.
     let replicas = if room >= 48 << 10 { 16 } else { 8.min(room / PAIRS / 2).max(4) };
-    let rows = if batch == 1 && n >= 8192 { 4 } else { 2 };
+    let rows = if n >= 8192 { 4 } else { 2 };
     // Large groups share a table, but a large GPU has more than a hundred cores to fill.
     let subgroups = (n as u32 / rows / GROUPS).next_power_of_two().clamp(4, 32);
     let group = (subgroups * limits.subgroup.1).min(limits.threads);
@@ -124,6 +145,26 @@ pub(crate) fn gated<Q: Queue>(
     }
 }
 
+/// Places for each expert up to which each is multiplied by itself, though its expert is then read again
+/// for each.
+const PLACES: usize = 2;
+/// Places up to which that pays however few the experts are.
+const FEW_PLACES: usize = 32;
+
+/// The kernel for so many places of `[_, K]`, each with `N` rows of one of `experts`: one for a single row
+/// of activations, or tiles.
+pub(crate) fn experts<Q: Queue>(
+    [places, n, k]: [usize; 3],
+    experts: usize,
+    kind: &Kind,
+    dtype: DType,
+    queue: &Q,
+) -> Product {
+    let is_few = places <= FEW_PLACES.max(PLACES * experts);
+    let one = product([1, n, k], kind, dtype, queue);
+    if is_few && one.batch().is_some() { one } else { Product::Gemm }
+}
+
 /// Whether a kernel for one row of activations has room to norm it first; `eps` becomes a part of its text.
 pub(crate) fn can_norm(
     product: Product,
@@ -147,40 +188,61 @@ fn has_matrices(f32: bool, limits: &Limits) -> bool {
     limits.subgroup == (32, 32) && limits.f16 && !f32 && limits.matrix.is_some()
 }
 
+/// Tiles that keep a large GPU at work.
+const ENOUGH: usize = 192;
+
 /// The kernel on matrix hardware, from as many rows of activations on as it is faster.
-fn matrices(m: usize, k: usize, kind: &Kind, limits: &Limits) -> Option<Product> {
+fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
     let side = limits.matrix?;
     let vectors = limits.vector_tiles;
-    // Rows of both in a tile, subgroups across, threads, terms.
-    let small = ([64, 64], 2, 256, 32, Schedule::Whole);
+    let tiles = |rows, cols| m.div_ceil(rows) * n.div_ceil(cols);
+    // Rows of both in a tile, subgroups across, threads and slices, terms of a step, steps ahead.
+    let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
     let best = match m {
         _ if !vectors && m > MOST_ROWS => small,
-        _ if !vectors || m <= 8 => return None,
-        9..=16 => ([16, 64], 4, 128, 128, Schedule::Stream(132)),
-        17..=32 => ([32, 32], 2, 64, 64, Schedule::Stream(528)),
-        33..=64 => ([64, 64], 4, 256, 64, Schedule::Stream(264)),
-        65..=256 => ([64, 64], 2, 128, 64, Schedule::Whole),
-        _ => ([128, 128], 2, 256, 32, Schedule::Whole),
+        _ if !vectors || m <= 4 => return None,
+        // Codes by the byte are looked up faster; those of other formats one by one are not.
+        ..=8 if kind.has_nibble_vectors() || !kind.words() => return None,
+        ..=MOST_SPANS if !kind.words() => return None,
+        // Subgroups share the terms, as there are few results.
+        ..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        33..=64 => ([64, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        65..=511 if tiles(128, 64) >= ENOUGH => ([128, 64], 2, [128, 1], 64, 3, Schedule::Whole),
+        65..=511 if tiles(128, 32) >= ENOUGH => ([128, 32], 1, [128, 1], 64, 3, Schedule::Whole),
+        65..=511 => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
+        _ if 3 * tiles(256, 128) < 2 * ENOUGH => ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole),
+        _ => ([256, 128], 2, [512, 1], 64, 2, Schedule::Whole),
     };
     // A large codebook leaves less room.
     [best, small]
-        .map(|([m, n], across, group, depth, schedule)| {
-            let cut = schedule != Schedule::Whole;
-            let tiles = Tiles { side, m, n, across, group, depth, cut, vectors };
+        .map(|([m, n], across, [group, slices], depth, ahead, schedule)| {
+            let (cut, replicas) = (schedule != Schedule::Whole, 1);
+            let tiles =
+                Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors };
             Product::Matrix { tiles, schedule }
         })
         .into_iter()
         .find(|product| product.suits(k, kind, limits))
 }
 
-/// Tiles worth a try: rows of activations and weights in one, subgroups across, threads, terms.
-const TILES: [([u32; 2], u32, u32, u32); 6] = [
-    ([16, 64], 4, 128, 128),
-    ([32, 32], 2, 64, 64),
-    ([64, 64], 4, 256, 64),
-    ([64, 64], 2, 128, 64),
-    ([64, 64], 2, 256, 32),
-    ([128, 128], 2, 256, 32),
+/// Rows of activations and weights in a tile, subgroups across, threads and slices, terms of a step, steps
+/// ahead.
+type Cut = ([u32; 2], u32, [u32; 2], u32, u32);
+
+/// Tiles worth a try.
+const TILES: [Cut; 11] = [
+    ([16, 16], 1, [128, 4], 64, 6),
+    ([16, 32], 2, [256, 4], 64, 4),
+    ([32, 16], 1, [128, 4], 64, 6),
+    ([64, 16], 1, [128, 4], 64, 6),
+    ([64, 64], 2, [128, 1], 64, 4),
+    ([64, 64], 2, [256, 1], 32, 2),
+    ([128, 32], 1, [128, 1], 64, 4),
+    ([128, 64], 2, [128, 1], 64, 3),
+    ([128, 64], 2, [256, 1], 64, 2),
+    ([256, 64], 1, [256, 1], 64, 3),
+    ([256, 128], 2, [512, 1], 64, 2),
 ];
 /// Groups worth a try for stream-K: a few for each core of some GPUs.
 const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];
@@ -198,7 +260,7 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
         let fits = |replicas: &u32| class.pairs && replicas * PAIRS <= limits.workgroup_memory;
         for group in groups {
             for replicas in [4, 8, 16].into_iter().filter(fits) {
-                let rows = if batch >= 8 { &[2][..] } else { &[2, 4] };
+                let rows = if batch > 8 { &[2][..] } else { &[2, 4] };
                 let pairs = |rows: &u32| Product::GemvPairs { rows: *rows, batch, group, replicas };
                 all.extend(rows.iter().map(pairs));
             }
@@ -211,9 +273,11 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
         return all;
     };
     let vectors = limits.vector_tiles;
-    for ([m, n], across, group, depth) in TILES {
-        let tiles = |cut| Tiles { side, m, n, across, group, depth, cut, vectors };
-        if tiles(false).workgroup_bytes() > limits.workgroup_memory || group > limits.threads {
+    for ([m, n], across, [group, slices], depth, ahead) in TILES {
+        let replicas = 1;
+        let tiles =
+            |cut| Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors };
+        if group > limits.threads {
             continue;
         }
         all.push(Product::Matrix { tiles: tiles(false), schedule: Schedule::Whole });

@@ -46,18 +46,27 @@ impl Description<'_> {
     /// Its sizes.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a shape or block size that the format cannot have, and for scales that
-    /// cannot be nested.
+    /// [`Error::Argument`] for a shape or block size that the format cannot have, and for scales or
+    /// means that a [`QTensor`] of the format could not have.
     pub fn geometry(&self) -> Result<Geometry> {
-        if self.nested_block_size == Some(0)
-            || (self.nested_block_size.is_some() && self.format.scale == ScaleKind::E8M0)
+        let format = self.format;
+        let refuse = |expected: &str, got: String, hint| {
+            Err(Error::argument("weight", expected, format!("{got} for {}", format.name), hint))
+        };
+        if let Some(size) = self.nested_block_size
+            && (size == 0 || !format.can_double_quantize())
         {
-            return Err(Error::argument(
-                "weight",
-                "nested blocks of f32 scales",
-                format!("{:?} for {}", self.nested_block_size, self.format.name),
-                "leave the scales as they are",
-            ));
+            let hint = "leave the scales as they are";
+            return refuse("nested blocks of f32 scales", size.to_string(), hint);
+        }
+        if self.half_scales
+            && (format.scale != ScaleKind::Absmean || self.nested_block_size.is_some())
+        {
+            let hint = "read them under the format's own keys";
+            return refuse("scales of the format's own kind", "f16".to_owned(), hint);
+        }
+        if self.has_mean && !format.has_mean {
+            return refuse("no means", "means".to_owned(), "leave them out");
         }
         Geometry::new(self.format, self.shape, Some(self.block_size))
     }

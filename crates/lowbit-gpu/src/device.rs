@@ -1,9 +1,12 @@
 //! A GPU as a [`Device`] that models run on.
 
+mod experts;
+
 use std::sync::{Mutex, PoisonError};
 
 use lowbit::device::{
-    Attention, CacheShape, Device, Fetch, KvCache, Norm, Rope, Tensor, bundle, check,
+    Attention, CacheShape, Device, Fetch, KvCache, Norm, Rope, Routes, Routing, Tensor, bundle,
+    check,
 };
 use lowbit::{DType, DenseTensor, Error, Result, Weight};
 
@@ -145,6 +148,20 @@ impl<Q: Queue> GpuDevice<Q> {
             check::bias(numbers.len(), weight.rows_cols().0)?;
         }
         Ok(Some(Stacked { weight, bias, rows }))
+    }
+
+    /// Runs of so many columns each, of `y` of `rows` rows.
+    fn columns(&self, y: Q::Buffer, rows: usize, widths: &[usize]) -> Result<Vec<Tensor>> {
+        if let [all] = *widths {
+            return Ok(vec![self.tensor(vec![rows, all], y)]);
+        }
+        let (all, mut start) = (widths.iter().sum(), 0);
+        let each = widths.iter().map(|cols| {
+            let part = columns(&self.queue, self.activations, &y, [rows, all], start, *cols)?;
+            start += cols;
+            Ok(self.tensor(vec![rows, *cols], part))
+        });
+        each.collect()
     }
 
     /// What goes with a product of `x: [_, k]` with a stack.
@@ -329,19 +346,13 @@ impl<Q: Queue> Device for GpuDevice<Q> {
         let Ok(stacked) = bundle.get::<Stacked<Q::Buffer>>(OP) else {
             return bundle::linears(self, x, norm, bundle);
         };
-        let (n, k) = stacked.weight.rows_cols();
+        let (_, k) = stacked.weight.rows_cols();
         check::linear(x, k)?;
         let (m, _) = x.rows_cols();
         let (x_numbers, around) = (self.numbers(OP, x)?, self.around(norm, stacked, k)?);
         let weight = &stacked.weight;
         let y = linear_around(&self.queue, x_numbers, m, weight, around, self.activations)?;
-        let mut start = 0;
-        let each = stacked.rows.iter().map(|cols| {
-            let part = columns(&self.queue, self.activations, &y, [m, n], start, *cols)?;
-            start += cols;
-            Ok(self.tensor(vec![m, *cols], part))
-        });
-        each.collect()
+        self.columns(y, m, &stacked.rows)
     }
 
     fn gated(&self, x: &Tensor, norm: Option<Norm<'_>>, bundle: &Tensor) -> Result<Tensor> {
@@ -360,6 +371,26 @@ impl<Q: Queue> Device for GpuDevice<Q> {
             }
         }
         bundle::gated(self, x, norm, bundle)
+    }
+
+    fn experts(&self, experts: &[Vec<Weight>]) -> Result<Tensor> {
+        self.upload_experts(experts)
+    }
+
+    fn route(&self, logits: &Tensor, routing: Routing) -> Result<Routes> {
+        self.choose_experts(logits, routing)
+    }
+
+    fn linear_experts(&self, x: &Tensor, experts: &Tensor, routes: &Routes) -> Result<Vec<Tensor>> {
+        self.multiply_experts(x, experts, routes)
+    }
+
+    fn gated_experts(&self, x: &Tensor, experts: &Tensor, routes: &Routes) -> Result<Tensor> {
+        self.gate_experts(x, experts, routes)
+    }
+
+    fn mix_experts(&self, y: &Tensor, routes: &Routes, to: &Tensor) -> Result<Tensor> {
+        self.add_experts(y, routes, to)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

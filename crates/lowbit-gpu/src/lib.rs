@@ -11,6 +11,7 @@ mod description;
 mod device;
 mod elementwise;
 mod embed;
+pub mod experts;
 #[cfg(feature = "wgpu")]
 mod gpu;
 mod kernel;

@@ -7,17 +7,26 @@ use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::memo::Memo;
 use crate::queue::{Limits, Queue, count};
 use crate::unroll::unroll;
-use crate::weight::params;
+use crate::weight::{Kind, params};
 
 const MATRIX: &str = include_str!("kernels/gemm_matrix.wgsl");
 const MERGE: &str = include_str!("kernels/gemm_merge.wgsl");
 const PUT: &str = include_str!("kernels/gemm_put.wgsl");
-const OCTET: &str = include_str!("kernels/octet.wgsl");
+pub(crate) const OCTET: &str = include_str!("kernels/octet.wgsl");
+const CHUNK_OCTET: &str = include_str!("kernels/chunk_octet.wgsl");
+const CHUNK_NIBBLES: &str = include_str!("kernels/chunk_nibbles.wgsl");
 const HALVES: &str = include_str!("kernels/halves.wgsl");
 
 const PARAMS: &[&str] = params!("m", "share", "row_y", "first_y");
 
-/// Subgroups that leave results in workgroup memory at a time.
+/// Leaves two sums of a tile that is in pieces.
+const LEAVE: &str = "\
+fn leave(i: u32, v: vec2<f32>) {
+    partials[i] = v.x;
+    partials[i + 1u] = v.y;
+}";
+
+/// Subgroups that leave results in workgroup memory at a time, unless parts of them add theirs.
 const SLOTS: u32 = 4;
 /// Threads of a group of the kernels beside the product.
 const GROUP: u32 = 256;
@@ -35,8 +44,14 @@ pub(crate) struct Tiles {
     pub across: u32,
     /// Threads of a group.
     pub group: u32,
-    /// Terms of a step.
+    /// Parts of those, each of which takes other terms of a step.
+    pub slices: u32,
+    /// Terms of a step for each part.
     pub depth: u32,
+    /// Steps whose weights are on their way.
+    pub ahead: u32,
+    /// Tables of pairs of four-bit codes: more of them mean fewer conflicts of banks, and less memory.
+    pub replicas: u32,
     /// Whether tiles may be in pieces.
     pub cut: bool,
     /// Whether matrices can be loaded from memory that is declared as vectors.
@@ -76,7 +91,7 @@ impl Tiles {
     /// [`lowbit::Error::Argument`] for sizes beyond 32 bits.
     pub fn deal(&self, [m, n, k]: [usize; 3], schedule: Schedule, limits: &Limits) -> Result<Deal> {
         let tiles = m.div_ceil(self.m as usize) * n.div_ceil(self.n as usize);
-        let steps = k / self.depth as usize;
+        let steps = k / self.terms() as usize;
         let all = tiles * steps;
         let most = limits.groups.max(1) as usize;
         let share = match schedule {
@@ -97,19 +112,34 @@ impl Tiles {
         })
     }
 
-    /// Numbers of the factors of two steps, padded against conflicts of banks.
+    /// Terms of a step.
+    pub fn terms(&self) -> u32 {
+        self.slices * self.depth
+    }
+
+    /// Weights of two steps, padded against conflicts of banks.
     fn numbers(&self) -> u32 {
-        2 * (self.m + self.n) * (self.depth + 8)
+        2 * self.slices * self.n * (self.depth + 8)
+    }
+
+    /// Subgroups that leave results in workgroup memory at a time.
+    fn slots(&self) -> u32 {
+        let subgroups = self.group / 32;
+        if self.slices == 1 { subgroups.min(SLOTS) } else { subgroups }
     }
 
     /// Numbers of the results that leave at a time.
     fn results(&self) -> u32 {
-        (self.group / 32).min(SLOTS) * self.side * self.side
+        self.slots() * self.side * self.side
     }
 
-    /// Workgroup memory that a group takes, without a weight's codebook.
-    pub fn workgroup_bytes(&self) -> u32 {
-        2 * self.numbers() + 4 * self.results()
+    /// Workgroup memory that a group takes for weights of that kind.
+    pub fn workgroup_bytes(&self, kind: &Kind) -> u32 {
+        let table = match kind.has_nibble_vectors() {
+            true => 4 * 256 * self.replicas,
+            false => kind.table_bytes(),
+        };
+        table + 2 * self.numbers() + 4 * (self.results() + self.m)
     }
 
     /// Numbers of all pieces of tiles: at most two a group.
@@ -122,40 +152,60 @@ impl Tiles {
 
     /// The product, where `inputs` declares the weight and activations `X`, and `output` what becomes
     /// of results.
-    pub fn kernel(&self, inputs: Builder, output: impl Fn(Builder) -> Builder) -> Kernel {
-        let Tiles { side, m, n, across, group, depth, cut, vectors } = *self;
-        let down = group / 32 / across;
+    pub fn kernel(
+        &self,
+        inputs: Builder,
+        kind: &Kind,
+        output: impl Fn(Builder) -> Builder,
+    ) -> Kernel {
+        let Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors } =
+            *self;
+        let team = group / slices;
+        let down = team / 32 / across;
         let (rows, cols) = (m / down / side, n / across / side);
-        let octets = [m, n].map(|rows| rows * depth / 8);
-        let slots = (group / 32).min(SLOTS);
-        let mut builder = inputs.bind("x", Access::Read, "array<vec4<f16>>").bind(
-            "ups",
-            Access::Read,
-            "array<f32>",
-        );
+        let (chunks, chunk) = match kind.has_nibble_vectors() {
+            true => (CHUNK_NIBBLES, 32),
+            false => (CHUNK_OCTET, 8),
+        };
+        let slots = self.slots();
+        let halves = if vectors { "array<vec4<f16>>" } else { "array<f16>" };
+        let mut builder =
+            inputs.bind("x", Access::Read, halves).bind("ups", Access::Read, "array<f32>");
         if cut {
-            builder = builder.bind("partials", Access::ReadWrite, "array<f32>");
+            builder = builder.bind("partials", Access::ReadWrite, "array<f32>").text(LEAVE);
+        } else {
+            builder = builder.text("fn leave(i: u32, v: vec2<f32>) {}");
         }
         let counts = [
             ("ROWS", rows),
             ("COLS", cols),
-            ("XS", octets[0].div_ceil(group)),
-            ("WS", octets[1].div_ceil(group)),
-            ("CUTS", u32::from(cut)),
+            ("TERMS", depth / side),
+            ("AHEAD", ahead),
+            ("WS", (n * depth / chunk).div_ceil(team)),
             ("TURNS", group / 32 / slots),
+            ("PAIRS", side * side / 64),
         ];
-        let body = unroll(MATRIX, &counts).replace("MATRIX", &format!("coop_mat{side}x{side}"));
+        let body = unroll(MATRIX, &counts)
+            .replace("MATRIX", &format!("coop_mat{side}x{side}"))
+            .replace("LAST", &ahead.to_string());
+        let builder = match kind.has_nibble_vectors() {
+            true => builder
+                .tag(replicas)
+                .constant("REPLICAS", replicas)
+                .constant("PAIRS_OF_CODES", 256 * replicas)
+                .text(chunks),
+            false => builder.text(OCTET).text(chunks),
+        };
         self.constants(output(builder), group)
             .constant("SIDE", side)
             .constant("ACROSS", across)
             .constant("ROWS", rows)
             .constant("COLS", cols)
-            .flag("ALL_X", octets[0] % group == 0)
-            .flag("ALL_W", octets[1] % group == 0)
+            .constant("TERMS", depth / side)
+            .constant("AHEAD", ahead)
             .constant("SLOTS", slots)
             .text(&format!("var<workgroup> results: array<f32, {}>;", self.results()))
             .text(&tile(self.numbers(), vectors))
-            .text(OCTET)
             .needs(Needs { f16: true, subgroups: true, matrix: Some(side) })
             .build(PARAMS, "gemm_matrix", group, &body)
     }
@@ -170,15 +220,48 @@ impl Tiles {
         self.constants(output(builder), GROUP).build(PARAMS, "gemm_merge", GROUP, MERGE)
     }
 
+    /// Rows of `x: [M, K]` as half floats, padded to whole tiles, and the power of two of each.
+    ///
+    /// # Errors
+    /// As [`Queue::dispatch`].
+    pub fn halves<Q: Queue>(
+        &self,
+        queue: &Q,
+        x: &Q::Buffer,
+        m: usize,
+        k: usize,
+        dtype: DType,
+    ) -> Result<[Q::Buffer; 2]> {
+        static KERNELS: Memo<(DType, u32)> = Memo::new();
+        let kernel = KERNELS.get((dtype, self.side), |(dtype, side)| {
+            Builder::new("halves")
+                .tag(side)
+                .types()
+                .activations("X", *dtype)
+                .bind("x", Access::Read, "array<X8>")
+                .bind("halves_of_x", Access::ReadWrite, "array<vec4<f16>>")
+                .bind("ups", Access::ReadWrite, "array<f32>")
+                .constant("SIDE", *side)
+                .needs(Needs { f16: true, ..Needs::default() })
+                .build(&["m", "k"], "halves", GROUP, HALVES)
+        });
+        let rows = m.next_multiple_of(self.m as usize);
+        let out = [queue.scratch(2 * (rows * k) as u64)?, queue.scratch(4 * rows as u64)?];
+        let params = [count("linear", m)?, count("linear", k)?];
+        queue.dispatch(&kernel, &[x, &out[0], &out[1]], &params, [count("linear", rows)?, 1, 1])?;
+        Ok(out)
+    }
+
     fn constants(&self, builder: Builder, group: u32) -> Builder {
-        let Tiles { side, m, n, across, depth, cut, vectors, .. } = *self;
+        let Tiles { side, m, n, across, slices, depth, ahead, cut, vectors, .. } = *self;
         let how = if vectors { "v" } else { "" };
         builder
-            .tag(format!("{side}x{m}x{n}x{across}x{group}x{depth}{how}"))
+            .tag(format!("{side}x{m}x{n}x{across}x{group}x{slices}x{depth}x{ahead}{how}"))
             .tag(if cut { "cut" } else { "whole" })
             .constant("TILE_M", m)
             .constant("TILE_N", n)
             .constant("DEPTH", depth)
+            .constant("SLICES", slices)
             .flag("CUT", cut)
             .text(PUT)
     }
@@ -200,35 +283,6 @@ fn tile(numbers: u32, vectors: bool) -> String {
         "const TILE_UNIT = {unit}u;\nvar<workgroup> tile: array<{ty}, {len}>;\n\
          fn put_octet(at: u32, v: Halves) {{\n{stores}}}"
     )
-}
-
-/// Rows of x as half floats, padded to whole tiles, and the power of two of each.
-///
-/// # Errors
-/// As [`Queue::dispatch`].
-pub(crate) fn halves<Q: Queue>(
-    queue: &Q,
-    x: &Q::Buffer,
-    m: usize,
-    tile: u32,
-    k: usize,
-    dtype: DType,
-) -> Result<[Q::Buffer; 2]> {
-    static KERNELS: Memo<DType> = Memo::new();
-    let kernel = KERNELS.get(dtype, |dtype| {
-        Builder::new("halves")
-            .types()
-            .activations("X", *dtype)
-            .bind("x", Access::Read, "array<X2>")
-            .bind("halves_of_x", Access::ReadWrite, "array<u32>")
-            .bind("ups", Access::ReadWrite, "array<f32>")
-            .build(&["m", "k"], "halves", GROUP, HALVES)
-    });
-    let rows = m.next_multiple_of(tile as usize);
-    let out = [queue.scratch(2 * (rows * k) as u64)?, queue.scratch(4 * rows as u64)?];
-    let params = [count("linear", m)?, count("linear", k)?];
-    queue.dispatch(&kernel, &[x, &out[0], &out[1]], &params, [count("linear", rows)?, 1, 1])?;
-    Ok(out)
 }
 
 #[cfg(test)]

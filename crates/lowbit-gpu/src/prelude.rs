@@ -51,13 +51,20 @@ impl Builder {
                  fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return v[1]; }}\n\
                  fn {low}_eight(a: vec4<f32>, b: vec4<f32>) -> {prefix}8 {{ return {prefix}8(a, b); }}"
             ),
-            _ => format!(
-                "alias {prefix}8 = vec4<u32>;\n\
-                 fn {low}_low(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.xy); }}\n\
-                 fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.zw); }}\n\
-                 fn {low}_eight(a: vec4<f32>, b: vec4<f32>) -> {prefix}8 {{\n    \
-                 return {prefix}8({low}_pack(a.xy), {low}_pack(a.zw), {low}_pack(b.xy), {low}_pack(b.zw));\n}}"
-            ),
+            _ => {
+                let packed = match dtype {
+                    DType::BF16 => "bf16_eight(a, b)".to_owned(),
+                    _ => format!(
+                        "{prefix}8({low}_pack(a.xy), {low}_pack(a.zw), {low}_pack(b.xy), {low}_pack(b.zw))"
+                    ),
+                };
+                format!(
+                    "alias {prefix}8 = vec4<u32>;\n\
+                     fn {low}_low(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.xy); }}\n\
+                     fn {low}_high(v: {prefix}8) -> vec4<f32> {{ return {low}_unpack4(v.zw); }}\n\
+                     fn {low}_eight(a: vec4<f32>, b: vec4<f32>) -> {prefix}8 {{ return {packed}; }}"
+                )
+            }
         };
         let this = self.tag(dtype).text(&format!(
             "alias {prefix}2 = {pair};\n\

@@ -7,11 +7,15 @@ use lowbit::{DType, Error, Format, Geometry, Parts, QTensor, Result, Scales, for
 use crate::kernel::{Access, Builder, Kernel};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
+use crate::unroll::unroll;
 
 const DIVIDE: &str = include_str!("kernels/divide.wgsl");
 const ABSMAX: &str = include_str!("kernels/absmax.wgsl");
 const NONE_BAD: &str = include_str!("kernels/none_bad.wgsl");
 const ENCODE: &str = include_str!("kernels/encode.wgsl");
+const QUANTIZE_BLOCKS: &str = include_str!("kernels/quantize_blocks.wgsl");
+const RANKS: &str = include_str!("kernels/ranks.wgsl");
+const SCALE: &str = include_str!("kernels/scale.wgsl");
 
 const GROUP: u32 = 256;
 const PARAMS: &[&str] = &["n", "k", "block_size", "blocks_per_row", "blocks", "row_bytes", "words"];
@@ -72,7 +76,6 @@ impl<B: Clone> Quantizer<B> {
         count(OP, g.n.saturating_mul(g.k))?;
         let codes = queue.scratch((g.code_bytes.next_multiple_of(4)) as u64)?;
         let scales = queue.scratch(4 * g.blocks as u64)?;
-        let factors = queue.scratch(4 * g.blocks as u64)?;
         let bad = queue.scratch(4)?;
         static CLEAR: Memo<()> = Memo::new();
         let clear = CLEAR.get((), |()| {
@@ -80,6 +83,50 @@ impl<B: Clone> Quantizer<B> {
             builder.build(&["none"], "none_bad", 1, NONE_BAD)
         });
         queue.dispatch(&clear, &[&bad], &[u32::MAX], [1, 1, 1])?;
+        if self.in_one_pass(&g) && g.blocks > 0 {
+            static KERNELS: Memo<(&str, DType, usize)> = Memo::new();
+            let kernel = KERNELS.get((format.name, dtype, g.block_size), |_| {
+                blocks_kernel(format, self.encoder, dtype, g.block_size)
+            });
+            let eights = count(OP, g.n * g.k / 8)?;
+            let groups = cover(eights.into(), GROUP, queue.limits());
+            let buffers = [w, &scales, &bad, &self.ups, &self.ranked, &codes];
+            queue.dispatch(&kernel, &buffers, &[eights, count(OP, g.blocks)?], groups)?;
+        } else {
+            self.in_two_passes(queue, [w, &scales, &bad, &codes], dtype, &g)?;
+        }
+        Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
+    }
+
+    /// Whether blocks and codes lie one after the other, as numbers do, and a group can hold a block.
+    fn in_one_pass(&self, g: &Geometry) -> bool {
+        let format = self.format;
+        let row_bits = g.k * format.code_bits as usize;
+        let in_line = g.row_bytes.is_none_or(|bytes| 8 * bytes == row_bits)
+            && (!format.in_rows() || g.k % g.block_size == 0);
+        let plain = !matches!(format.packing, Packing::Radix { .. })
+            && !matches!(format.layout, Layout::Stacked { .. })
+            && matches!(format.code_bits, 4 | 8)
+            && format.scale != ScaleKind::Absmean;
+        let size = g.block_size;
+        plain
+            && in_line
+            && (g.n * g.k).is_multiple_of(8)
+            && size.is_power_of_two()
+            && (8..=8 * GROUP as usize).contains(&size)
+    }
+
+    /// Scales first, then codes. `buffers`: weights, scales, `bad`, codes.
+    fn in_two_passes<Q: Queue<Buffer = B>>(
+        &self,
+        queue: &Q,
+        [w, scales, bad, codes]: [&B; 4],
+        dtype: DType,
+        g: &Geometry,
+    ) -> Result<()> {
+        const OP: &str = "quantize";
+        let format = self.format;
+        let factors = queue.scratch(4 * g.blocks as u64)?;
         let words = count(OP, g.code_bytes.div_ceil(4))?;
         let params = [
             g.n as u32,
@@ -96,15 +143,15 @@ impl<B: Clone> Quantizer<B> {
         if g.blocks > 0 {
             let groups = cover(g.blocks as u64, GROUP / 32, queue.limits());
             let kernel = ABSMAX_KERNELS.get(key, |_| absmax_kernel(format, dtype));
-            queue.dispatch(&kernel, &[w, &scales, &factors, &bad], &params, groups)?;
+            queue.dispatch(&kernel, &[w, scales, &factors, bad], &params, groups)?;
         }
         if words > 0 {
             let groups = cover(words.into(), GROUP, queue.limits());
             let kernel = ENCODE_KERNELS.get(key, |_| encode_kernel(format, self.encoder, dtype));
-            let buffers = [w, &scales, &factors, &self.ups, &self.ranked, &codes];
+            let buffers = [w, scales, &factors, &self.ups, &self.ranked, codes];
             queue.dispatch(&kernel, &buffers, &params, groups)?;
         }
-        Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
+        Ok(())
     }
 }
 
@@ -202,7 +249,7 @@ fn encoder(format: &'static Format) -> Result<&'static Encoder> {
     })
 }
 
-fn builder(name: &str, format: &Format, dtype: DType) -> Builder {
+fn builder(name: &str, format: &Format, dtype: DType, unit: &str) -> Builder {
     Builder::new(name)
         .tag(format.name)
         .types()
@@ -213,14 +260,43 @@ fn builder(name: &str, format: &Format, dtype: DType) -> Builder {
         .flag("E8M0", format.scale == ScaleKind::E8M0)
         .text(&format!("const PEAK = {:?}f;", format.peak))
         .text(DIVIDE)
-        .bind("w", Access::Read, "array<X2>")
+        .bind("w", Access::Read, unit)
+}
+
+/// `encode` and `scaled`, and what they read.
+fn with_ranks(builder: Builder, format: &Format, encoder: &Encoder) -> Builder {
+    builder
+        .bind("ups", Access::Read, "array<f32>")
+        .bind("ranked", Access::Read, "array<u32>")
+        .bind("codes", Access::ReadWrite, "array<u32>")
+        .constant("BITS", format.code_bits)
+        .constant("RANKS", encoder.ups.len() as u32)
+        .constant("PLACES", (encoder.ups.len() as u32 + 1).next_power_of_two())
+        .constant("SIGN_BIT", encoder.sign_bit)
+        .flag("HIGH_FIRST", format.packing == Packing::HighFirst)
+        .text(RANKS)
+}
+
+fn blocks_kernel(format: &Format, encoder: &Encoder, dtype: DType, block_size: usize) -> Kernel {
+    let builder = builder("quantize_blocks", format, dtype, "array<X8>")
+        .tag(block_size)
+        .bind("scales", Access::ReadWrite, "array<f32>")
+        .bind("bad", Access::ReadWrite, "array<atomic<u32>>");
+    let counts = [("WORDS", format.code_bits / 4), ("EACH_WORD", 32 / format.code_bits)];
+    with_ranks(builder, format, encoder).constant("EACH", block_size as u32 / 8).text(SCALE).build(
+        &["eights", "blocks"],
+        "quantize_blocks",
+        GROUP,
+        &unroll(QUANTIZE_BLOCKS, &counts),
+    )
 }
 
 fn absmax_kernel(format: &Format, dtype: DType) -> Kernel {
-    builder("absmax", format, dtype)
+    builder("absmax", format, dtype, "array<X2>")
         .bind("scales", Access::ReadWrite, "array<f32>")
         .bind("factors", Access::ReadWrite, "array<f32>")
         .bind("bad", Access::ReadWrite, "array<atomic<u32>>")
+        .text(SCALE)
         .build(PARAMS, "absmax", GROUP, ABSMAX)
 }
 
@@ -233,19 +309,13 @@ fn encode_kernel(format: &Format, encoder: &Encoder, dtype: DType) -> Kernel {
         Layout::Stacked { rows } => rows as u32,
         _ => 1,
     };
-    builder("encode", format, dtype)
+    let builder = builder("encode", format, dtype, "array<X2>")
         .bind("scales", Access::Read, "array<f32>")
-        .bind("factors", Access::Read, "array<f32>")
-        .bind("ups", Access::Read, "array<f32>")
-        .bind("ranked", Access::Read, "array<u32>")
-        .bind("codes", Access::ReadWrite, "array<u32>")
+        .bind("factors", Access::Read, "array<f32>");
+    with_ranks(builder, format, encoder)
         .constant("STACKED", stacked)
-        .constant("BITS", format.code_bits)
         .constant("PER_BYTE", per_byte)
         .constant("RADIX", radix)
         .flag("IS_RADIX", radix != 1)
-        .constant("RANKS", encoder.ups.len() as u32)
-        .constant("SIGN_BIT", encoder.sign_bit)
-        .flag("HIGH_FIRST", format.packing == Packing::HighFirst)
         .build(PARAMS, "encode_all", GROUP, ENCODE)
 }

@@ -8,7 +8,7 @@
 //! ```
 
 /// `body` with the lines between `//@ for NAME in COUNT` and `//@ end` repeated, `$NAME` replaced by
-/// 0, 1, ..; loops nest. Counts are those of `counts`, or numbers.
+/// 0, 1, .., and `$NAME+` by one more; loops nest. Counts are those of `counts`, or numbers.
 pub(crate) fn unroll(body: &str, counts: &[(&str, u32)]) -> String {
     let lines: Vec<&str> = body.lines().collect();
     let mut out = String::with_capacity(2 * body.len());
@@ -25,8 +25,10 @@ fn expand(
     let mut rest = lines.iter().enumerate();
     while let Some((at, line)) = rest.next() {
         let Some(head) = line.trim().strip_prefix("//@ for ") else {
-            let replace =
-                |line: String, (name, i): &(String, u32)| line.replace(name, &i.to_string());
+            let replace = |line: String, (name, i): &(String, u32)| {
+                line.replace(&format!("{name}+"), &(i + 1).to_string())
+                    .replace(name, &i.to_string())
+            };
             out.push_str(&names.iter().fold((*line).to_owned(), replace));
             out.push('\n');
             continue;
@@ -72,6 +74,7 @@ mod tests {
             "a\n//@ for r in ROWS\nr$r\n    //@ for b in 2\nr$r b$b\n    //@ end\n//@ end\nz";
         let expected = "a\nr0\nr0 b0\nr0 b1\nr1\nr1 b0\nr1 b1\nz\n";
         assert_eq!(unroll(body, &[("ROWS", 2)]), expected);
+        assert_eq!(unroll("//@ for i in 2\nv$i = v$i+;\n//@ end", &[]), "v0 = v1;\nv1 = v2;\n");
         assert_eq!(unroll("//@ for r in ROWS\n//@ end\nz", &[("ROWS", 3)]), "z\n");
     }
 }

@@ -268,6 +268,20 @@ impl<B: Clone> GpuWeight<B> {
         (self.n, self.k)
     }
 
+    /// Whether eight weights from a multiple of eight lie in one row and block and in words; and if so,
+    /// whether its rows follow each other without a gap, as one row would lie.
+    pub(crate) fn octets(&self) -> Option<bool> {
+        let (Kind { words, .. }, bits) = (self.kind, self.kind.bits() as usize);
+        let [_, _, _, _, row_bytes, block_size, block_shift, ..] = self.parts.first()?.layout;
+        let (row_bits, block_size) = (8 * row_bytes as usize, block_size as usize);
+        let (dense, whole_row) = (self.kind.scales == Stored::None, block_shift == 31);
+        let in_words = words && self.k % 8 == 0 && (dense || whole_row || block_size % 8 == 0);
+        let is_line = (row_bits == 0 || row_bits == self.k * bits)
+            && if whole_row { self.n <= 1 } else { row_bits == 0 || self.k % block_size == 0 }
+            && (self.n * self.k * bits) as u64 <= u64::from(u32::MAX);
+        in_words.then_some(is_line)
+    }
+
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
     }
@@ -384,6 +398,11 @@ impl Kind {
             Codes::Dense(dtype) => 8 * dtype.size() as u32,
             Codes::Format(_, coding) => coding.bits,
         }
+    }
+
+    /// Whether 32 such codes from a multiple of 32 lie in one vector and block.
+    pub fn has_nibble_vectors(&self) -> bool {
+        self.vectors && self.is_nibble_table()
     }
 
     /// Whether a code is four bits that stand for one weight of a table, without means.

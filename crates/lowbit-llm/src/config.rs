@@ -11,13 +11,13 @@ use serde_json::Value;
 use crate::fields::{
     Fields, INCONSISTENT, OTHER_MODEL, count, positions, positive, text, token_ids,
 };
-use crate::models::{self, ModelType};
+use crate::models::{self, Experts, ModelType, ReadExperts};
 use crate::{Result, checkpoint, rope};
 
 /// Columns that [`Device::argmax`](lowbit::device::Device::argmax) can tell apart.
 const MAX_VOCABULARY: u64 = 1 << 24;
 /// Larger than any published model's by far; products of two such numbers fit in 64 bits.
-const MAX_WIDTH: u64 = 1 << 24;
+pub(crate) const MAX_WIDTH: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 1 << 12;
 const MAX_HEADS: u64 = 1 << 12;
 const MAX_HEAD_DIM: u64 = 1 << 12;
@@ -51,6 +51,8 @@ pub struct Config {
     pub mlp_bias: bool,
     /// Per layer, how many positions one sees, itself included; `None`: all before it.
     pub windows: Vec<Option<usize>>,
+    /// Experts that some layers have instead of an MLP.
+    pub experts: Option<Experts>,
     /// Rotary embedding, scaling included.
     pub rope: Rope,
     /// Positions that the model was trained for.
@@ -103,22 +105,27 @@ impl Config {
             }
         };
         let num_hidden_layers = fields.count("num_hidden_layers", MAX_LAYERS)?;
+        let intermediate_size = fields.count("intermediate_size", MAX_WIDTH)?;
+        let experts = |read: ReadExperts| read(fields, intermediate_size, num_hidden_layers);
         let max_position_embeddings =
             fields.optional("max_position_embeddings", positions)?.unwrap_or(2048);
         Ok(Config {
             model_type,
             vocab_size: fields.count("vocab_size", MAX_VOCABULARY)?,
             hidden_size,
-            intermediate_size: fields.count("intermediate_size", MAX_WIDTH)?,
+            intermediate_size,
             num_hidden_layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
-            rms_norm_eps: fields.optional("rms_norm_eps", positive)?.unwrap_or(1e-6),
+            rms_norm_eps: fields
+                .optional("rms_norm_eps", positive)?
+                .unwrap_or(defaults.rms_norm_eps),
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             attention_bias: fields.flag("attention_bias")?,
             mlp_bias: fields.flag("mlp_bias")?,
             windows: model_type.windows(fields, num_hidden_layers)?,
+            experts: defaults.experts.map(experts).transpose()?,
             rope: rope::parse(fields, head_dim, max_position_embeddings)?,
             max_position_embeddings,
             eos_token_ids: fields.optional("eos_token_id", token_ids)?.unwrap_or_default(),

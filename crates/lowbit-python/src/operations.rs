@@ -91,13 +91,13 @@ pub fn search(
     shape: Vec<Size>,
     block_size: Size,
     importance: Option<Region>,
-    seed: u64,
+    seed: Size,
     codes: Region,
     scales: Region,
     codebook: Region,
 ) -> PyResult<()> {
     let format = formats::by_name(format).map_err(to_python)?;
-    let (shape, search) = (sizes(&shape), Search { seed, ..Search::default() });
+    let (shape, search) = (sizes(&shape), Search { seed: seed.0 as u64, ..Search::default() });
     // SAFETY: see the module.
     let w: &[f32] = unsafe { w.read("w")? };
     // SAFETY: the same.

@@ -48,6 +48,14 @@ impl PyWeight {
     pub unsafe fn borrow(self, format: &'static Format) -> PyResult<(QTensor, [Range<usize>; 2])> {
         let PyWeight(shape, Size(block_size), codes, scales, nested, codebook, means) = self;
         let PyScales(scales, halves) = scales;
+        if halves && (format.scale != ScaleKind::Absmean || nested.is_some()) {
+            let text = format!(
+                "scales: expected those of {}, got f16, which only mean magnitudes are; pass them as \
+                 the format has them",
+                format.name
+            );
+            return Err(PyValueError::new_err(text));
+        }
         let shape = sizes(&shape);
         // SAFETY: the caller promises that the tensor, and so the slices in it, are dropped in time.
         let codes: &'static [u8] = unsafe { codes.read("codes")? };
@@ -56,7 +64,7 @@ impl PyWeight {
         let spare = codes.len().saturating_sub(geometry.code_bytes);
         let codes = if spare < WIDEST { &codes[..codes.len() - spare] } else { codes };
         let read = match (&nested, format.scale) {
-            (None, ScaleKind::Absmean) if halves => {
+            (None, _) if halves => {
                 // SAFETY: the same.
                 let scales: &'static [f16] = unsafe { scales.read("scales")? };
                 (Scales::F16(scales.into()), addresses(scales))

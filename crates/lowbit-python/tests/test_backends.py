@@ -9,16 +9,10 @@ import torch
 from lowbit import formats
 from lowbit import functional as F
 from lowbit.backends import cpu, cuda, dense
+from samples import weights
 
 FORMATS = list(formats.ALL)
 pytestmark = pytest.mark.filterwarnings("ignore:lowbit has no kernels")
-
-
-def weights(entry, *shape, dtype=torch.float32):
-    w = torch.randn(*shape) * torch.logspace(-3, 3, shape[0])[:, None]
-    w[0] = 0.0
-    signed = entry.codebook is None or entry.codebook[0] < 0 or entry.encoder[2]
-    return (w if signed else w.abs()).to(dtype)
 
 
 @pytest.mark.parametrize("quant_type", FORMATS)
@@ -27,10 +21,9 @@ def test_torch_alone_quantizes_to_the_same_bytes(quant_type, shape):
     entry = formats.by_name(quant_type)
     if entry.encoder is None:
         return  # A search finds its codes, on the CPU.
-    shape = (-(-shape[0] // entry.stacked_rows) * entry.stacked_rows, shape[1])
-    for block_size in entry.block_sizes or [entry.geometry(shape).block_size]:
-        for dtype in F.FLOATS:
-            w = weights(entry, *shape, dtype=dtype)
+    for dtype in F.FLOATS:
+        w = weights(entry, *shape, dtype=dtype)
+        for block_size in entry.block_sizes or [entry.geometry(w.shape).block_size]:
             codes, scales = dense.quantize(w, quant_type, block_size)
             expected_codes, expected_scales = cpu.quantize(w, quant_type, block_size)
             assert torch.equal(codes, expected_codes), (block_size, dtype)

@@ -71,3 +71,9 @@ def test_chat_answers_line_by_line(model):
     printed = run(*program, input="ROMEO:\nJULIET:\n")
     assert printed.count("tokens a second") == 2
     assert ("quantized 42 of 43" in printed) == (model == "tinybard")
+
+
+def test_a_short_training_recovers_a_part_of_the_loss():
+    small = ["--steps", "10", "--batch", "4", "--window", "64", "--windows", "8", "--device", "cpu"]
+    loss = losses(run(EXAMPLES / "recover.py", *small))
+    assert loss["original"] < loss["recovered"] < loss["quantized"] - 0.1

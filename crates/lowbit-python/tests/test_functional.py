@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_dense_product(quant_type):
     dense = F.dequantize(codes, state)
     x = torch.randn(7, 96, requires_grad=True)
     bias = torch.randn(32, requires_grad=True)
-    dy = torch.randn(7, 24)
+    dy = torch.randn(7, 32)
     F.linear(x, codes, state, bias).backward(dy)
     torch.testing.assert_close(x.grad, dy @ dense, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bias.grad, dy.sum(0))

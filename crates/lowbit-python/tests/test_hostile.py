@@ -17,6 +17,9 @@ def address(t):
     return t.data_ptr(), t.numel()
 
 
+SEARCHED = "sub1-v10-c16"
+"""A format whose codes a search finds, with a codebook that few weights are enough for."""
+
 # Regions of bytes: anywhere is aligned, and codes may end in bytes that fill a wider dtype.
 BYTES = set()
 
@@ -26,19 +29,39 @@ def byte_address(t):
     return address(t)
 
 
+def passed(w):
+    """A weight as native functions take it."""
+    nested = None
+    if w.nested_absmax is not None:
+        parts = (w.nested_absmax, w.nested_map, w.nested_offset)
+        nested = (*map(address, parts), w.nested_block_size)
+    scales = (byte_address if w.scales.itemsize == 1 else address)(w.scales)
+    halves = w.scales.dtype is torch.float16
+    optional = (None if part is None else address(part) for part in (w.codebook, w.means))
+    return (
+        tuple(w.shape),
+        w.block_size,
+        byte_address(w.codes),
+        (scales, halves),
+        nested,
+        *optional,
+    )
+
+
 class Raw:
     """Arguments of each native function that are as they should be, and what they point to."""
 
-    def __init__(self, quant_type="nf4", nested=True, n=8, k=64):
+    def __init__(self, n=8, k=64):
         self.w = torch.randn(n, k)
-        codes, state = F.quantize_4bit(self.w, quant_type=quant_type, compress_statistics=nested)
-        self.kept = w = state.weight(codes.view(-1))
-        scales = byte_address(w.scales)
-        parts = None
-        if nested:
-            tensors = (w.nested_absmax, w.nested_map, w.nested_offset)
-            parts = (*map(address, tensors), w.nested_block_size)
-        weight = ((n, k), 64, byte_address(w.codes), scales, parts, None, None)
+        codes, state = F.quantize_4bit(self.w, compress_statistics=True)
+        signs, signs_state = F.quantize(self.w, "bin1")
+        searched, searched_state = F.quantize(self.w, SEARCHED)
+        self.kept = (
+            state.weight(codes.view(-1)),
+            signs_state.weight(signs)._replace(means=torch.zeros(n)),
+            searched_state.weight(searched),
+        )
+        weight, with_means, with_codebook = map(passed, self.kept)
         self.x, self.y, self.bias = torch.randn(3, k), torch.zeros(3, n), torch.randn(n)
         self.dx, self.out = torch.zeros(3, k), torch.zeros(n, k)
         self.codes = torch.zeros(n * k // 2, dtype=torch.uint8)
@@ -51,7 +74,10 @@ class Raw:
         ints = byte_address(self.ints)
         three = address(self.bias[:3])
         self.rows = torch.ones_like(self.w, dtype=torch.int8)
-        rows = ((n, k), k, byte_address(self.rows), address(self.bias), None, None, None)
+        rows = ((n, k), k, byte_address(self.rows), (address(self.bias), False), None, None, None)
+        parts = searched, searched_state.absmax, searched_state.codebook
+        self.made, self.importance = tuple(map(torch.empty_like, parts)), torch.rand(k)
+        made_codes, made_scales, made_book = self.made
         self.firsts = torch.zeros(3, dtype=torch.int64)
         self.ids, self.found = torch.tensor([7, 0, 2]), torch.zeros(3, k)
         self.values, self.sums_of_rows = torch.randn(3), torch.zeros(n, k)
@@ -60,7 +86,7 @@ class Raw:
         ids = address(self.ids)
         self.calls = {
             "quantize": [
-                quant_type,
+                "nf4",
                 "f32",
                 address(self.w),
                 (n, k),
@@ -68,19 +94,30 @@ class Raw:
                 byte_address(self.codes),
                 address(self.scales),
             ],
+            "search": [
+                SEARCHED,
+                address(self.w),
+                (n, k),
+                k,
+                address(self.importance),
+                7,
+                byte_address(made_codes),
+                address(made_scales),
+                address(made_book),
+            ],
             "double_quantize": [
                 address(self.scales),
                 byte_address(self.bytes),
                 address(self.few),
                 address(self.one),
             ],
-            "dequantize": [quant_type, weight, "f32", address(self.out)],
-            "linear": [quant_type, weight, "f32", x, address(self.bias), y],
-            "linear_transposed": [quant_type, weight, "f32", y, address(self.dx)],
+            "dequantize": ["nf4", weight, "f32", address(self.out)],
+            "linear": ["nf4", weight, "f32", x, address(self.bias), y],
+            "linear_transposed": [SEARCHED, with_codebook, "f32", y, address(self.dx)],
             "int8_matmul": [ints, ints, k, sums],
             "int8_rescale": ["f32", sums, three, three, None, address(self.nine)],
             "int8_linear": ["int8", rows, "f32", x, 6.0, address(self.bias), y],
-            "embedding": [quant_type, weight, ids, "f32", address(self.found)],
+            "embedding": ["bin1", with_means, ids, "f32", address(self.found)],
             "sparse_matmul": [
                 "f32",
                 (n, 3),
@@ -134,6 +171,9 @@ def hostile(value):
             yield None
     elif isinstance(value, str):
         yield from ["", "f64", "nf5", "\0", "x" * 10_000, None, 3, b"nf4"]
+    elif isinstance(value, bool):
+        # That f16 scales are f32 ones is as little to be seen as a wrong dtype is.
+        yield from [True, 2, None, "yes"]
     elif isinstance(value, int):
         yield from [0, -1, 1, 3, 63, 2**31, 2**62, 2**64, None, 1.5, "64"]
     elif isinstance(value, float):
@@ -144,12 +184,18 @@ def is_legitimate(name, position, value, other):
     """Whether what looks hostile has a meaning after all."""
     if other == value:
         return True
-    if isinstance(other, tuple) and len(other) == 7 and other[4]:
-        *same, block_size = other[4] if isinstance(other[4], tuple) else [other[4]]
-        if other[:4] == value[:4] and same == list(value[4][:3]) and isinstance(block_size, int):
-            return block_size >= value[3][1]  # All scales are one block.
+    if isinstance(other, tuple) and len(other) == 7:
+        if other[:6] == value[:6] and other[6] is None:
+            return True  # Means are optional.
+        if other[:4] == value[:4] and other[4]:
+            *same, block_size = other[4] if isinstance(other[4], tuple) else [other[4]]
+            if same == list(value[4][:3]) and isinstance(block_size, int):
+                return block_size >= value[3][0][1]  # All scales are one block.
     if name == "optimizer_update" and position == 2:
         return other in (1, 3, 63, 2**31, 2**62)  # Steps.
+    if name == "search":
+        is_seed = position == 5 and isinstance(other, int) and 0 <= other < 2**64
+        return is_seed or (position == 4 and other is None)
     if name == "int8_linear":
         return position == 5 and other is None
     no_part = other is None and name in ("linear", "dequantize", "linear_transposed")
@@ -183,7 +229,7 @@ def test_native_functions_refuse_what_they_cannot_take(name):
 def test_native_functions_do_not_write_what_they_read():
     raw = Raw()
     quant_type, weight, dtype, x, bias, _ = raw.calls["linear"]
-    for overlapping in (x, (weight[2][0], 24), (weight[3][0], 24 // 4), bias):
+    for overlapping in (x, (weight[2][0], 24), (weight[3][0][0], 24 // 4), bias):
         size = 3 * 8
         with pytest.raises(ValueError, match="y: expected"):
             _native.linear(quant_type, weight, dtype, x, bias, (overlapping[0], size))
@@ -192,11 +238,37 @@ def test_native_functions_do_not_write_what_they_read():
         _native.quantize(*a[:5], (a[2][0], a[5][1]), a[6])
     with pytest.raises(ValueError, match="scales: expected"):
         _native.quantize(*a[:6], (a[2][0], a[6][1]))
+    good = raw.calls["search"]
+    outputs = {"codes": 6, "scales": 7, "codebook": 8}
+    for i, (name, place) in enumerate(outputs.items()):
+        for taken in (1, 4, *list(outputs.values())[:i]):
+            bad = good.copy()
+            bad[place] = (good[taken][0], good[place][1])
+            with pytest.raises(ValueError, match=f"{name}: expected memory of its own"):
+                _native.search(*bad)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "nf5", "\0", "NF4", "sub1 ", "x" * 10_000, None, 3, b"nf4", ["nf4"]),
+        *("nf4-v10-c16", "sub1-v10", "sub1-c16", "sub1-v10-c16-", "sub1-v10-c16-v10-c16"),
+        *("sub1-v0-c0", "sub1-v-1-c16", "sub1-v17-c16", "sub1-v10-c15", "sub1-v10-c8192"),
+        *("sub1-v3-c16", "sub1-v10-c16.0", f"sub1-v{2**64}-c16", f"sub1-v10-c{10**400}"),
+    ],
+    ids=lambda name: repr(name)[:24],
+)
+def test_names_of_no_format_are_refused(name):
+    with pytest.raises(REFUSALS):
+        _native.format_by_name(name)
+    with pytest.raises(ValueError, match="quant_type: "):
+        formats.by_name(name)
 
 
 def test_every_native_function_that_takes_memory_is_among_them():
     others = {
         "formats",
+        "format_by_name",
         "optimizers",
         "instruction_set",
         "conformance",
@@ -267,6 +339,7 @@ HOSTILE = {
 }
 OPERATIONS = {
     "quantize": (ops.quantize, lambda: [torch.randn(8, 64), "nf4", 64]),
+    "search": (ops.search, lambda: [torch.randn(8, 64), SEARCHED, 64, torch.rand(64), 7]),
     "double_quantize": (ops.double_quantize, lambda: [torch.rand(100)]),
     "dequantize": (ops.dequantize, lambda: [torch.float32, *weight_of()]),
     "linear": (ops.linear, lambda: [torch.randn(3, 64), torch.randn(8), *weight_of()]),
@@ -368,6 +441,13 @@ def good_4bit():
         (lambda: F.quantize_4bit(torch.full((64,), torch.inf)), "index 0"),
         (lambda: F.quantize(torch.ones(64), "fp8_e4m3"), "shape"),
         (lambda: F.quantize(torch.ones(2, 64), "mxfp4", double_quant=True), "double_quant"),
+        (lambda: F.quantize(torch.ones(8, 64), SEARCHED, seed=-1), "seed"),
+        (lambda: F.quantize(torch.ones(8, 64), SEARCHED, importance=torch.ones(63)), "importance"),
+        (lambda: F.quantize(torch.ones(8, 64), SEARCHED, importance=-torch.ones(64)), "importance"),
+        (
+            lambda: F.quantize(torch.ones(8, 64), SEARCHED, importance=torch.ones(64).char()),
+            "importance: expected a floating point",
+        ),
         (lambda: F.dequantize(good_4bit()[0], None), "state"),
         (lambda: F.dequantize(None, good_4bit()[1]), "codes"),
         (lambda: F.dequantize(*good_4bit(), dtype=torch.int8), "dtype"),

@@ -12,6 +12,7 @@ from lowbit import functional as F
 from lowbit.backends import cpu, mps
 from lowbit.integrations import bitsandbytes
 from metal import Library
+from samples import weights
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("LOWBIT_SKIP_GPU", "0") != "0", reason="LOWBIT_SKIP_GPU"
@@ -29,12 +30,6 @@ def metal():
         mps._plan.cache_clear()
         yield
     mps._plan.cache_clear()
-
-
-def weights(entry, *shape, dtype=torch.float32):
-    w = torch.randn(*shape) * torch.logspace(-2, 2, shape[0])[:, None]
-    w[0] = 0.0
-    return (w if entry.codebook[0] < 0 or entry.encoder[2] else w.abs()).to(dtype)
 
 
 def quantized(quant_type, n, k, **options):
@@ -56,20 +51,56 @@ def hold_to_the_cpu(w, x, bias=None):
     same(mps.linear_transposed(dy, *w), cpu.linear_transposed(dy.float(), *w), x.dtype)
 
 
+def dtype_for(quant_type):
+    return list(LIMITS)[FORMATS.index(quant_type) % 3]
+
+
+def quantizes_as_the_cpu(w, quant_type):
+    size = formats.by_name(quant_type).geometry(w.shape).block_size
+    made, expected = (backend.quantize(w, quant_type, size) for backend in (mps, cpu))
+    for ours, theirs in zip(made, expected, strict=True):
+        assert ours.dtype is theirs.dtype and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("quant_type", FORMATS)
+@pytest.mark.parametrize("shape", [(8, 256), (5, 37)])
+def test_every_format_quantizes(quant_type, shape):
+    entry = formats.by_name(quant_type)
+    w = weights(entry, *shape, dtype=dtype_for(quant_type))
+    if entry.encoder is None:  # A search finds its codes, on the CPU.
+        with pytest.raises(ValueError, match="expected a format with an encoder"):
+            mps.quantize(w, quant_type, entry.geometry(w.shape).block_size)
+        return
+    quantizes_as_the_cpu(w, quant_type)
+
+
+@pytest.mark.parametrize("quant_type", [f.name for f in formats.ALL.values() if f.encoder])
+def test_scales_of_the_largest_weights_are_finite(quant_type):
+    quantizes_as_the_cpu(torch.full((4, 64), 1e30), quant_type)
+
+
 @pytest.mark.parametrize("quant_type", FORMATS)
 def test_every_format(quant_type):
-    entry = formats.by_name(quant_type)
-    dtype = list(LIMITS)[FORMATS.index(quant_type) % 3]
-    for shape in ((8, 256), (5, 37)):
-        w = weights(entry, *shape, dtype=dtype)
-        size = entry.block_size(None, shape[1])
-        for ours, theirs in zip(
-            mps.quantize(w, quant_type, size), cpu.quantize(w, quant_type, size), strict=True
-        ):
-            assert torch.equal(ours, theirs)
-    weight = quantized(quant_type, 8, 256)
+    dtype = dtype_for(quant_type)
+    weight = quantized(quant_type, 16, 256)  # Enough for a codebook of 256 patterns of ten.
     assert torch.equal(mps.dequantize(dtype, *weight), cpu.dequantize(dtype, *weight))
-    hold_to_the_cpu(weight, torch.randn(2, 256).to(dtype), torch.randn(8).to(dtype))
+    hold_to_the_cpu(weight, torch.randn(2, 256).to(dtype), torch.randn(16).to(dtype))
+
+
+@pytest.mark.parametrize("quant_type", [f.name for f in formats.ALL.values() if f.scales_are_means])
+def test_mean_magnitudes_in_either_width(quant_type):
+    entry = formats.by_name(quant_type)
+    weight = quantized(quant_type, 64, 160)
+    if entry.has_mean:
+        means = torch.randn(weight.scales.shape).half().float()
+        weight = weight._replace(means=means)
+    assert weight.scales.dtype is torch.float16
+    for other in (weight, weight._replace(scales=weight.scales.float() * 1.0001)):
+        assert torch.equal(
+            mps.dequantize(torch.float32, *other), cpu.dequantize(torch.float32, *other)
+        )
+        # So many rows take a kernel that rounds weights to half floats.
+        hold_to_the_cpu(other, torch.randn(70, 160).bfloat16())
 
 
 @pytest.mark.parametrize("rows", [(1,), (3, 2), (70,), (300,)], ids=str)
@@ -133,7 +164,7 @@ def test_codes_in_other_dtypes_and_values_of_their_own():
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 4, 64), (3, 0, 64), (3, 4, 0)])
 def test_nothing(m, n, k):
-    w = torch.empty(n, k)
+    w = torch.ones(n, k)
     for ours, theirs in zip(mps.quantize(w, "nf4", 64), cpu.quantize(w, "nf4", 64), strict=True):
         assert torch.equal(ours, theirs)
     codes, state = F.quantize(w, "nf4")
@@ -159,6 +190,7 @@ def test_what_is_not_finite_is_refused_with_its_place(value, dtype):
         ({"scales": torch.zeros(5)}, "scales: expected 24 bytes"),
         ({"scales": torch.zeros(6, dtype=torch.float16)}, "scales: expected torch.float32"),
         ({"scales": torch.zeros(6, device="meta")}, "scales: expected a tensor on cpu"),
+        ({"means": torch.zeros(6)}, "expected no means"),
         ({"codebook": torch.zeros(15)}, "codebook: expected 64 bytes"),
         ({"nested_absmax": torch.zeros(1)}, "nested blocks"),
         ({"nested_absmax": torch.zeros(1), "nested_block_size": 256}, "nested_map, nested_offset"),
@@ -176,16 +208,21 @@ def test_a_weight_that_does_not_fit_is_named(changes, named):
 
 @pytest.mark.parametrize("operation", ["plan_quantize", "plan_linear", "plan_linear_transposed"])
 def test_plans_of_what_cannot_be_are_refused(operation):
+    plain = (False, False, False)
+    weight = ("nf4", (4, 64), 64, None, plain)
     good = {
         "plan_quantize": ["nf4", "f32", (4, 64), 64],
-        "plan_linear": [("nf4", (4, 64), 64, None, False), "f32", 3, False],
-        "plan_linear_transposed": [("nf4", (4, 64), 64, None, False), "f32", 3],
+        "plan_linear": [weight, "f32", 3, False],
+        "plan_linear_transposed": [weight, "f32", 3],
     }[operation]
     plan = getattr(_native, operation)
     assert plan(*good)["steps"]
     hostile = [None, "nf5", -1, 2**62, 2**64, (2**40, 2**40), (-1,), 0.5, ()]
-    weight = ("nf4", (4, 64), 64)
-    hostile += [(*weight, 0, False), ("mxfp4", (4, 64), 32, 256, False), (*weight, None, 1.5)]
+    hostile += [(*weight[:3], 0, plain), ("mxfp4", (4, 64), 32, 256, plain)]
+    hostile += [("t158", (4, 80), 80, 256, plain), ("bin1", (4, 64), 64, 256, (False, True, False))]
+    # Scales in f16, and means, which this format has not; then flags that are none.
+    flags = [(False, True, False), (False, False, True), (False,) * 2, (False,) * 4, (0, 0, 0)]
+    hostile += [(*weight[:4], other) for other in (*flags, None, 1.5, True, "no")]
     for i in range(len(good)):
         for other in hostile:
             if i == 2 and operation == "plan_quantize" and other == ():

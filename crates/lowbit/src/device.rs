@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod check;
+pub mod experts;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -174,6 +175,28 @@ pub struct Norm<'a> {
     pub eps: f32,
 }
 
+/// How rows choose their experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routing {
+    /// How many each row chooses.
+    pub top: usize,
+    /// Whether the shares of these sum to one; else those of all experts do.
+    pub normalize: bool,
+}
+
+/// Which experts rows chose: the `i`-th of row `t` is at place `t * top + i`.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    /// Rows, `T`.
+    pub rows: usize,
+    /// Experts of each row, those of the largest shares first.
+    pub top: usize,
+    /// Numbers of the experts, `T * top` of them.
+    pub experts: Tensor,
+    /// Shares of their results, `T * top` of them.
+    pub shares: Tensor,
+}
+
 /// A tensor on its way from a device: waits for it, row-major.
 pub type Fetch = Box<dyn FnOnce() -> Result<Vec<f32>> + Send>;
 
@@ -231,6 +254,35 @@ pub trait Device: Send + Sync {
     /// [`silu_mul`](Self::silu_mul) of the [`linears`](Self::linears) of a bundle of two.
     fn gated(&self, x: &Tensor, norm: Option<Norm<'_>>, bundle: &Tensor) -> Result<Tensor> {
         bundle::gated(self, x, norm, bundle)
+    }
+
+    /// Uploads the weights of experts: for each those that read the same input, `[N_i, K]`, as many
+    /// and of the same shapes.
+    fn experts(&self, experts: &[Vec<Weight>]) -> Result<Tensor> {
+        experts::upload(self, experts)
+    }
+
+    /// The experts with the largest of `logits: [T, E]`, and their shares of the softmax.
+    fn route(&self, logits: &Tensor, routing: Routing) -> Result<Routes> {
+        experts::route(self, logits, routing)
+    }
+
+    /// `x wᵀ` for each weight of the experts that rows chose: `x: [T, K]`, or `[T * top, K]` with a
+    /// row for each place; `[T * top, N_i]`.
+    fn linear_experts(&self, x: &Tensor, experts: &Tensor, routes: &Routes) -> Result<Vec<Tensor>> {
+        experts::linears(self, x, experts, routes)
+    }
+
+    /// [`silu_mul`](Self::silu_mul) of the [`linear_experts`](Self::linear_experts) of experts of two
+    /// weights.
+    fn gated_experts(&self, x: &Tensor, experts: &Tensor, routes: &Routes) -> Result<Tensor> {
+        experts::gated(self, x, experts, routes)
+    }
+
+    /// `to` and the shares of what the experts of each row gave: `y: [T * top, C]`, `to: [T, C]`;
+    /// `[T, C]`.
+    fn mix_experts(&self, y: &Tensor, routes: &Routes, to: &Tensor) -> Result<Tensor> {
+        experts::mix(self, y, routes, to)
     }
 
     /// `x / sqrt(mean(x²) + eps) * weight` over rows of `weight`'s length, which divides `C`.

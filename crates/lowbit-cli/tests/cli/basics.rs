@@ -6,7 +6,7 @@ use lowbit::formats;
 
 use crate::support::{Run, command, finish, lowbit, root, temp, text};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "quantize",
     "dequantize",
@@ -18,6 +18,7 @@ const COMMANDS: [&str; 12] = [
     "formats",
     "devices",
     "check",
+    "tune",
     "completions",
 ];
 

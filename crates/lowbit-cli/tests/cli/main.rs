@@ -6,3 +6,4 @@ mod convert;
 mod hostile;
 mod models;
 mod support;
+mod tune;

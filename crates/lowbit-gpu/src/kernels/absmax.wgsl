@@ -48,22 +48,6 @@ fn absmax(
             bits = bitcast<u32>(divide(bitcast<f32>(max(bits, 1u)), f32(end - first)))
                 * u32(bits != 0u);
         }
-        let value = bitcast<f32>(bits);
-        if (E8M0) {
-            let e = clamp(i32(bits >> 23u) - i32(bitcast<u32>(PEAK) >> 23u) + 127, 0, 254);
-            scales[block] = bitcast<f32>(u32(e));
-            // 2^-(e - 127), which is subnormal for 254.
-            factors[block] = bitcast<f32>(select(u32(254 - e) << 23u, 0x00400000u, e == 254));
-        } else {
-            scales[block] = value;
-            if (STEP) {
-                scales[block] = divide(value, PEAK);
-            }
-            factors[block] = divide(PEAK, bitcast<f32>(max(bits, 1u)));
-        }
-        if (bits == 0u) {
-            scales[block] = select(scales[block], 0.0, !E8M0);
-            factors[block] = 0.0;
-        }
+        factors[block] = store_scale(block, bits);
     }
 }

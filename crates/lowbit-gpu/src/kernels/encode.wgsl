@@ -1,28 +1,6 @@
 // Codes of all weights: a thread writes a word of them, so that no two write the same. w: [N, K] in
 // pairs.
 
-// Rank of x: how many thresholds are at most x.
-fn rank(x: f32) -> u32 {
-    var start = 0u;
-    var to = RANKS;
-    while (start < to) {
-        let middle = (start + to) / 2u;
-        if (ups[middle] <= x) {
-            start = middle + 1u;
-        } else {
-            to = middle;
-        }
-    }
-    return start;
-}
-
-fn encode(x: f32) -> u32 {
-    if (SIGN_BIT != 0u) {
-        return ranked[rank(abs(x))] | select(0u, SIGN_BIT, x < 0.0);
-    }
-    return ranked[rank(x)];
-}
-
 // Code of weight (row, col), of zero where there is none.
 fn code_of(row: u32, col: u32) -> u32 {
     if (row >= p.n || col >= p.k) {
@@ -34,13 +12,7 @@ fn code_of(row: u32, col: u32) -> u32 {
     if (!FLAT) {
         block = row * p.blocks_per_row + col / p.block_size;
     }
-    let factor = factors[block];
-    if (bitcast<u32>(factor) != 0x7f800000u) {
-        return encode(value * factor);
-    }
-    // 1 / absmax overflows: divide first. Then absmax is the scale, or peak times it.
-    let size = divide(abs(value), scales[block] * select(1.0, PEAK, STEP)) * PEAK;
-    return encode(select(size, -size, value < 0.0));
+    return encode(scaled(value, factors[block], scales[block]));
 }
 
 @compute @workgroup_size(GROUP)
@@ -49,6 +21,8 @@ fn encode_all(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    load_ranks(thread);
+    workgroupBarrier();
     let word = (group.y * groups.x + group.x) * GROUP + thread;
     if (word < p.words) {
         var bits = 0u;

@@ -1,5 +1,5 @@
 // Products of any size, in tiles of SIDE x SIDE results, DEPTH terms at a time. Every thread keeps
-// 4 x 4 sums.
+// 4 x 4 sums. Which row of x and of w is meant is said elsewhere.
 //
 // y = x wᵀ: x: [M, K], w: [N, K], y: [M, N]; or, with TRANSPOSED, dx = dy w: dy: [M, N], dx: [M, K].
 
@@ -17,14 +17,18 @@ fn x_at(row: u32, col: u32, cols: u32) -> f32 {
 @compute @workgroup_size(GROUP)
 fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     load_table(thread);
+    let expert = expert_of(group.y);
+    if (expert == NONE) {
+        return;
+    }
     let terms = select(p.k, p.n, TRANSPOSED);
-    let outs = select(p.n, p.k, TRANSPOSED);
     // Columns of x: of all of w where it was split.
     let x_cols = select(p.k, p.row_x, TRANSPOSED);
     let first_m = group.y * SIDE;
     let first_out = group.x * SIDE;
     let at_m = thread / 16u;
     let at_out = thread % 16u;
+    let source = place_of(first_m + thread / 4u);
     var sums: array<vec4<f32>, 4>;
     for (var start = 0u; start < terms; start += DEPTH) {
         // x_tile[term][m]: thread takes row thread / 4, four terms.
@@ -32,8 +36,8 @@ fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let t = (thread % 4u) * 4u;
         for (var i = 0u; i < 4u; i++) {
             var v = 0.0;
-            if (first_m + m < p.m && start + t + i < terms) {
-                v = x_at(first_m + m, p.first_x + start + t + i, x_cols);
+            if (source != NONE && start + t + i < terms) {
+                v = x_at(x_row(source), p.first_x + start + t + i, x_cols);
             }
             x_tile[t + i][m / 4u][m % 4u] = v;
         }
@@ -50,8 +54,8 @@ fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let row = first_out + m;
             let col = start + t;
             var w = vec4<f32>();
-            if (row < p.n && col < p.k) {
-                w = weights4(row, col);
+            if (has_out(row, expert) && col < p.k) {
+                w = weights4(part_row(row, expert), col);
             }
             for (var i = 0u; i < 4u; i++) {
                 w_tile[t + i][m / 4u][m % 4u] = w[i];
@@ -69,12 +73,13 @@ fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let out = first_out + at_out * 4u;
     for (var j = 0u; j < 4u; j++) {
-        let m = first_m + at_m * 4u + j;
-        if (m < p.m) {
+        let place = place_of(first_m + at_m * 4u + j);
+        if (place != NONE) {
             for (var i = 0u; i < 4u; i += 2u) {
-                if (out + i < outs) {
+                let col = out + i;
+                if (has_out(col, expert)) {
                     let sum = vec2<f32>(sums[j][i], sums[j][i + 1u]);
-                    y_store(m * p.row_y + p.first_y + out + i, with_bias(sum, out + i), out + i + 1u < outs);
+                    y_store(y_first(place) + col, with_bias(sum, col), has_out(col + 1u, expert));
                 }
             }
         }

@@ -1,7 +1,9 @@
-// y = x wᵀ on matrix hardware: tiles of TILE_M x TILE_N results, DEPTH terms a step. x comes as half
-// floats, a row each with a power of two of its own; weights are decoded to half floats, all with one
-// power of two. What a step multiplies lies in one of two buffers in workgroup memory; what the next
-// needs is on its way meanwhile.
+// y = x wᵀ on matrix hardware: tiles of TILE_M x TILE_N results. x comes as half floats, a row each with a
+// power of two of its own, in squares of SIDE x SIDE that matrices are loaded from as they are; weights
+// are decoded to half floats, all with one power of two. A step takes DEPTH terms for each of the SLICES
+// that a group's subgroups are dealt to: few rows of x keep as many of them at work as many rows do. What
+// a slice multiplies lies in one of its two buffers in workgroup memory; what the next AHEAD steps need
+// is on its way meanwhile.
 //
 // The steps of all tiles are one line, of which each group takes p.share. Where that leaves a tile in
 // pieces, and CUT says that it may, sums go to `partials` instead, for `gemm_merge` to add in order.
@@ -14,7 +16,13 @@ struct Halves {
 const OCTETS = DEPTH / 8u;
 // Rows in workgroup memory are padded, so that they begin in other banks.
 const LINE = OCTETS + 1u;
-const BUFFER = (TILE_M + TILE_N) * LINE;
+const BUFFER = TILE_N * LINE;
+const SQUARE = SIDE * SIDE;
+// Threads of a slice, and what they load of the weights at a time.
+const TEAM = GROUP / SLICES;
+const CHUNKS = TILE_N * OCTETS / CHUNK;
+
+var<workgroup> ups_of_tile: array<f32, TILE_M>;
 
 @compute @workgroup_size(GROUP)
 fn gemm_matrix(
@@ -23,19 +31,24 @@ fn gemm_matrix(
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
-    load_table(thread);
-    let steps = p.k / DEPTH;
+    let steps = p.k / (DEPTH * SLICES);
     let tiles_down = (p.m + TILE_M - 1u) / TILE_M;
     let tiles_across = (p.n + TILE_N - 1u) / TILE_N;
     let start = group.x * p.share;
     let end = min(start + p.share, steps * tiles_down * tiles_across);
-    // Of this subgroup: its matrices in a tile, and where it leaves results.
-    let own_m = subgroup / ACROSS * (SIDE * ROWS);
-    let own_n = subgroup % ACROSS * (SIDE * COLS);
-    let own = subgroup % SLOTS * SIDE * SIDE;
+    // Of this subgroup: its slice, its matrices in a tile, and where it leaves results.
+    let slice = subgroup / (TEAM / 32u);
+    let member = subgroup % (TEAM / 32u);
+    let mate = thread % TEAM;
+    let own_m = member / ACROSS * (SIDE * ROWS);
+    let own_n = member % ACROSS * (SIDE * COLS);
+    let own = subgroup % SLOTS * SQUARE;
     let line = LINE * TILE_UNIT;
-    let side = SIDE;
-    let tile_n = TILE_N;
+    let side = SIDE / 8u * TILE_UNIT;
+    let across = SIDE;
+    let squares = p.k / SIDE;
+    let unit = SQUARE / 8u * TILE_UNIT;
+    let buffers = 2u * slice * BUFFER;
     var zero: MATRIX<f32, C>;
     var at = start;
     while (at < end) {
@@ -44,120 +57,114 @@ fn gemm_matrix(
         let first_n = tile_index / tiles_down * TILE_N;
         let first = at % steps;
         let count = min(steps - first, end - at);
+        // Columns of this slice, in steps of all.
+        let column = slice * DEPTH;
         //@ for r in ROWS
         //@ for c in COLS
         var c_$r_$c = zero;
         //@ end
         //@ end
-        //@ for i in XS
-        var x_$i = x_octet(first_m, first, thread + $iu * GROUP);
-        //@ end
         //@ for i in WS
-        var w_$i = w_octet(first_n, first, thread + $iu * GROUP);
+        let row_$i = min(first_n + min((mate + $iu * TEAM) * CHUNK / OCTETS, TILE_N - 1u), p.n - 1u);
+        let col_$i = column + (mate + $iu * TEAM) * CHUNK % OCTETS * 8u;
+        let w_$i = chunk(row_$i, first * (DEPTH * SLICES) + col_$i);
+        //@ for a in AHEAD
+        var w_$i_$a = chunk(row_$i, min(first + $au + 1u, steps - 1u) * (DEPTH * SLICES) + col_$i);
         //@ end
-        //@ for i in XS
-        put_x(0u, thread + $iu * GROUP, x_$i);
         //@ end
+        //@ for r in ROWS
+        let line_$r = ((first_m + own_m) / SIDE + $ru) * squares + column / SIDE;
+        //@ for t in TERMS
+        var a_$t_$r = coopLoadT<MATRIX<f16, A>>(&x[(line_$r + first * (TERMS * SLICES) + $tu) * unit], side);
+        //@ end
+        //@ end
+        for (var i = thread; i < TILE_M; i += GROUP) {
+            ups_of_tile[i] = ups[first_m + i];
+        }
+        if (at == start) {
+            load_chunks(thread);
+        }
         //@ for i in WS
-        put_w(0u, thread + $iu * GROUP, w_$i);
+        put(buffers, mate + $iu * TEAM, w_$i, thread);
         //@ end
         workgroupBarrier();
         var buffer = 0u;
         for (var step = 1u; step <= count; step++) {
-            if (step < count) {
-                //@ for i in XS
-                x_$i = x_octet(first_m, first + step, thread + $iu * GROUP);
-                //@ end
-                //@ for i in WS
-                w_$i = w_octet(first_n, first + step, thread + $iu * GROUP);
-                //@ end
-            }
-            for (var term = 0u; term < OCTETS; term += SIDE / 8u) {
-                let at_x = (buffer + own_m * LINE + term) * TILE_UNIT;
-                let at_w = (buffer + (TILE_M + own_n) * LINE + term) * TILE_UNIT;
-                //@ for r in ROWS
-                let a_$r = coopLoadT<MATRIX<f16, A>>(&tile[at_x + $ru * SIDE * line], line);
-                //@ end
-                //@ for c in COLS
-                let b_$c = coopLoad<MATRIX<f16, B>>(&tile[at_w + $cu * SIDE * line], line);
-                //@ end
-                //@ for r in ROWS
-                //@ for c in COLS
-                c_$r_$c = coopMultiplyAdd(a_$r, b_$c, c_$r_$c);
-                //@ end
-                //@ end
-            }
+            let next = min(first + step, steps - 1u);
+            let after = min(next + AHEAD, steps - 1u);
+            //@ for i in WS
+            let w_$i_LAST = chunk(row_$i, after * (DEPTH * SLICES) + col_$i);
+            //@ end
+            let at_w = (buffers + buffer + own_n * LINE) * TILE_UNIT;
+            //@ for t in TERMS
+            //@ for c in COLS
+            let b_$t_$c = coopLoad<MATRIX<f16, B>>(&tile[at_w + $tu * side + $cu * SIDE * line], line);
+            //@ end
+            //@ for r in ROWS
+            //@ for c in COLS
+            c_$r_$c = coopMultiplyAdd(a_$t_$r, b_$t_$c, c_$r_$c);
+            //@ end
+            a_$t_$r = coopLoadT<MATRIX<f16, A>>(&x[(line_$r + next * (TERMS * SLICES) + $tu) * unit], side);
+            //@ end
+            //@ end
             buffer = BUFFER - buffer;
             if (step < count) {
-                //@ for i in XS
-                put_x(buffer, thread + $iu * GROUP, x_$i);
-                //@ end
                 //@ for i in WS
-                put_w(buffer, thread + $iu * GROUP, w_$i);
+                put(buffers + buffer, mate + $iu * TEAM, w_$i_0, thread);
                 //@ end
             }
+            //@ for i in WS
+            //@ for a in AHEAD
+            w_$i_$a = w_$i_$a+;
+            //@ end
+            //@ end
             workgroupBarrier();
         }
-        //@ for cut in CUTS
-        if (count < steps) {
-            // A group leaves at most two tiles in pieces: its first and its last.
-            let slot = 2u * group.x + select(0u, 1u, at > start);
-            let sums = (slot * TILE_M + own_m) * TILE_N + own_n;
-            //@ for r in ROWS
-            //@ for c in COLS
-            let sum_$r_$c = sums + $ru * SIDE * TILE_N + $cu * SIDE;
-            coopStoreT(c_$r_$c, &partials[sum_$r_$c], tile_n);
-            //@ end
+        // A group leaves at most two tiles in pieces: its first and its last.
+        let is_piece = CUT && count < steps;
+        let piece = (2u * group.x + select(0u, 1u, at > start)) * (TILE_M * TILE_N);
+        //@ for r in ROWS
+        //@ for c in COLS
+        //@ for t in TURNS
+        if (subgroup / SLOTS == $tu) {
+            coopStoreT(c_$r_$c, &results[own], across);
+        }
+        workgroupBarrier();
+        if (subgroup / SLOTS == $tu && slice == 0u) {
+            //@ for j in PAIRS
+            let i_$r_$c_$j = lane * 2u + $ju * 64u;
+            let m_$r_$c_$j = own_m + $ru * SIDE + i_$r_$c_$j / SIDE;
+            let n_$r_$c_$j = own_n + $cu * SIDE + i_$r_$c_$j % SIDE;
+            let v_$r_$c_$j = sum_of_slices(own + i_$r_$c_$j);
+            if (is_piece) {
+                leave(piece + m_$r_$c_$j * TILE_N + n_$r_$c_$j, v_$r_$c_$j);
+            } else {
+                put_result(first_m + m_$r_$c_$j, first_n + n_$r_$c_$j, v_$r_$c_$j, ups_of_tile[m_$r_$c_$j]);
+            }
             //@ end
         }
+        workgroupBarrier();
         //@ end
-        if (!CUT || count == steps) {
-            //@ for r in ROWS
-            //@ for c in COLS
-            //@ for t in TURNS
-            if (subgroup / SLOTS == $tu) {
-                coopStoreT(c_$r_$c, &results[own], side);
-            }
-            workgroupBarrier();
-            if (subgroup / SLOTS == $tu) {
-                for (var i = lane * 2u; i < SIDE * SIDE; i += 64u) {
-                    let m = first_m + own_m + $ru * SIDE + i / SIDE;
-                    let n = first_n + own_n + $cu * SIDE + i % SIDE;
-                    put(m, n, vec2<f32>(results[own + i], results[own + i + 1u]));
-                }
-            }
-            workgroupBarrier();
-            //@ end
-            //@ end
-            //@ end
-        }
+        //@ end
+        //@ end
         at += count;
     }
 }
 
-// Eight half floats of x: of step `step`, the i-th eight of the tile.
-fn x_octet(first_m: u32, step: u32, i: u32) -> Halves {
-    let row = first_m + min(i / OCTETS, TILE_M - 1u);
-    let at = 2u * (row * (p.k / 8u) + step * OCTETS + i % OCTETS);
-    return Halves(x[at], x[at + 1u]);
-}
-
-// Eight weights, not yet decoded. Beyond the last row the last one comes again, for nobody.
-fn w_octet(first_n: u32, step: u32, i: u32) -> Octet {
-    let row = min(first_n + min(i / OCTETS, TILE_N - 1u), p.n - 1u);
-    return octet(row, (step * OCTETS + i % OCTETS) * 8u);
-}
-
-fn put_x(buffer: u32, i: u32, v: Halves) {
-    if (ALL_X || i < TILE_M * OCTETS) {
-        put_octet(buffer + i / OCTETS * LINE + i % OCTETS, v);
+// Two sums that subgroups of all slices left, from place `i` of the first slice's on.
+fn sum_of_slices(i: u32) -> vec2<f32> {
+    var sum = vec2<f32>(results[i], results[i + 1u]);
+    for (var s = 1u; s < SLICES; s++) {
+        let at = i + s * (TEAM / 32u * SQUARE);
+        sum += vec2<f32>(results[at], results[at + 1u]);
     }
+    return sum;
 }
 
-fn put_w(buffer: u32, i: u32, o: Octet) {
-    if (ALL_W || i < TILE_N * OCTETS) {
-        let w = octet_values(o, bitcast<f32>(p.down));
-        let v = Halves(vec4<f16>(w[0]), vec4<f16>(w[1]));
-        put_octet(buffer + (TILE_M + i / OCTETS) * LINE + i % OCTETS, v);
+// Decodes chunk `i` of a step's weights into a buffer.
+fn put(buffer: u32, i: u32, w: Chunk, thread: u32) {
+    if (CHUNKS % TEAM == 0u || i < CHUNKS) {
+        let first = i * CHUNK;
+        put_chunk(buffer + first / OCTETS * LINE + first % OCTETS, w, thread);
     }
 }

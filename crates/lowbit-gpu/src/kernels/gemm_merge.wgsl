@@ -5,7 +5,7 @@ fn gemm_merge(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let steps = p.k / DEPTH;
+    let steps = p.k / (DEPTH * SLICES);
     let tiles_down = (p.m + TILE_M - 1u) / TILE_M;
     let first_m = group.x % tiles_down * TILE_M;
     let first_n = group.x / tiles_down * TILE_N;
@@ -22,6 +22,7 @@ fn gemm_merge(
             let at = slot * TILE_M * TILE_N + i;
             sum += vec2<f32>(partials[at], partials[at + 1u]);
         }
-        put(first_m + i / TILE_N, first_n + i % TILE_N, sum);
+        let m = first_m + i / TILE_N;
+        put_result(m, first_n + i % TILE_N, sum, ups[m]);
     }
 }

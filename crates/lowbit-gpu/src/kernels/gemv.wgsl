@@ -44,14 +44,14 @@ fn gemv(
     prepare(thread, lane, subgroup, subgroups);
     let chunks = p.k / CHUNK;
     let step = groups.x * subgroups * ROWS;
-    for (var first = (group.x * subgroups + subgroup) * ROWS; first < p.n; first += step) {
+    for (var first = (group.x * subgroups + subgroup) * ROWS; first < outs(); first += step) {
         var sums: array<array<f32, BATCH>, ROWS>;
         for (var c = lane; c < chunks; c += width) {
             var w: array<array<vec4<f32>, QUADS>, ROWS>;
             var scales: array<f32, ROWS>;
             var means: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                let row = min(row_of(first, r), p.n - 1u);
+                let row = min(row_of(first, r, group.y), p.n - 1u);
                 let v = chunk_of(codes[row * p.row_vectors + c * CHUNK_BITS / 128u], c);
                 for (var q = 0u; q < QUADS; q++) {
                     w[r][q] = quad(v, q);
@@ -65,11 +65,11 @@ fn gemv(
                 }
             }
             for (var b = 0u; b < BATCH; b++) {
-                let x_row = (min(p.first_x + b, p.m - 1u) * p.k + c * CHUNK) / 4u;
+                let x_from = (x_row(b, group.y) * p.k + c * CHUNK) / 4u;
                 var dots: array<f32, ROWS>;
                 var total = 0.0;
                 for (var q = 0u; q < QUADS; q++) {
-                    let x4 = x_unpack4(x_load(x_row + q));
+                    let x4 = x_unpack4(x_load(x_from + q));
                     for (var r = 0u; r < ROWS; r++) {
                         dots[r] += dot(w[r][q], x4);
                     }
@@ -96,13 +96,13 @@ fn gemv(
         }
         if (lane == 0u) {
             //@ for b in LOWER
-            put(first, 0u, $bu, vec2<f32>(sums[0][$b], sums[1][$b]));
+            put(first, 0u, $bu, group.y, vec2<f32>(sums[0][$b], sums[1][$b]));
             //@ end
             //@ for b in UPPER
-            put(first, 2u, $bu, vec2<f32>(sums[2][$b], sums[3][$b]));
+            put(first, 2u, $bu, group.y, vec2<f32>(sums[2][$b], sums[3][$b]));
             //@ end
             //@ for b in GATED
-            put_gated(first, vec2<f32>(sums[0][$b], sums[1][$b]), vec2<f32>(sums[2][$b], sums[3][$b]));
+            put_gated(first, group.y, vec2<f32>(sums[0][$b], sums[1][$b]), vec2<f32>(sums[2][$b], sums[3][$b]));
             //@ end
         }
     }

@@ -44,9 +44,9 @@ fn gemv_pairs(
     }
     prepare(thread, lane, subgroup, subgroups);
     workgroupBarrier();
-    for (var first = start; first < p.n; first += step) {
+    for (var first = start; first < outs(); first += step) {
         //@ for r in ROWS
-        let row_$r = min(row_of(first, $ru), p.n - 1u);
+        let row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
         let base_$r = row_$r * words;
             //@ for j in 4
         var word_$r_$j = codes[base_$r + min($ju * width + lane, words - 1u)];
@@ -56,7 +56,7 @@ fn gemv_pairs(
             //@ end
         //@ end
         //@ for b in BATCH
-        let x_$b = min(p.first_x + $bu, p.m - 1u) * words;
+        let x_$b = x_row($bu, group.y) * words;
         //@ end
         for (var c = lane; c < words; c += 4u * width) {
             //@ for j in 4
@@ -88,13 +88,13 @@ fn gemv_pairs(
         //@ end
         if (lane == 0u) {
             //@ for b in LOWER
-            put(first, 0u, $bu, vec2<f32>(total_0_$b, total_1_$b));
+            put(first, 0u, $bu, group.y, vec2<f32>(total_0_$b, total_1_$b));
             //@ end
             //@ for b in UPPER
-            put(first, 2u, $bu, vec2<f32>(total_2_$b, total_3_$b));
+            put(first, 2u, $bu, group.y, vec2<f32>(total_2_$b, total_3_$b));
             //@ end
             //@ for b in GATED
-            put_gated(first, vec2<f32>(total_0_$b, total_1_$b), vec2<f32>(total_2_$b, total_3_$b));
+            put_gated(first, group.y, vec2<f32>(total_0_$b, total_1_$b), vec2<f32>(total_2_$b, total_3_$b));
             //@ end
         }
     }

@@ -19,14 +19,14 @@ fn gemv_spans(
     prepare(thread, lane, subgroup, subgroups);
     let spans = (p.k + SPAN - 1u) / SPAN;
     let step = groups.x * subgroups * ROWS;
-    for (var first = (group.x * subgroups + subgroup) * ROWS; first < p.n; first += step) {
+    for (var first = (group.x * subgroups + subgroup) * ROWS; first < outs(); first += step) {
         var sums: array<array<f32, BATCH>, ROWS>;
         for (var s = lane; s < spans; s += width) {
             var w: array<array<f32, SPAN>, ROWS>;
             var scales: array<f32, ROWS>;
             var means: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                let row = min(row_of(first, r), p.n - 1u);
+                let row = min(row_of(first, r, group.y), p.n - 1u);
                 for (var b = 0u; b < SPAN_BYTES; b++) {
                     // The last span may have fewer bytes; x is 0 there.
                     let at = min(s * SPAN_BYTES + b, p.row_bytes - 1u);
@@ -47,13 +47,13 @@ fn gemv_spans(
                 }
             }
             for (var b = 0u; b < BATCH; b++) {
-                let x_row = min(p.first_x + b, p.m - 1u) * (p.k / 4u);
+                let x_from = x_row(b, group.y) * (p.k / 4u);
                 var dots: array<f32, ROWS>;
                 var total = 0.0;
                 for (var q = 0u; q < QUADS; q++) {
                     let at = s * QUADS + q;
                     if (at < p.k / 4u) {
-                        let x4 = x_unpack4(x_load(x_row + at));
+                        let x4 = x_unpack4(x_load(x_from + at));
                         for (var r = 0u; r < ROWS; r++) {
                             let w4 = vec4<f32>(w[r][4u * q], w[r][4u * q + 1u], w[r][4u * q + 2u], w[r][4u * q + 3u]);
                             dots[r] += dot(w4, x4);
@@ -78,13 +78,13 @@ fn gemv_spans(
         }
         if (lane == 0u) {
             //@ for b in LOWER
-            put(first, 0u, $bu, vec2<f32>(sums[0][$b], sums[1][$b]));
+            put(first, 0u, $bu, group.y, vec2<f32>(sums[0][$b], sums[1][$b]));
             //@ end
             //@ for b in UPPER
-            put(first, 2u, $bu, vec2<f32>(sums[2][$b], sums[3][$b]));
+            put(first, 2u, $bu, group.y, vec2<f32>(sums[2][$b], sums[3][$b]));
             //@ end
             //@ for b in GATED
-            put_gated(first, vec2<f32>(sums[0][$b], sums[1][$b]), vec2<f32>(sums[2][$b], sums[3][$b]));
+            put_gated(first, group.y, vec2<f32>(sums[0][$b], sums[1][$b]), vec2<f32>(sums[2][$b], sums[3][$b]));
             //@ end
         }
     }

@@ -1,17 +1,23 @@
 // Rows of x as half floats for matrix hardware: each times a power of two that brings its largest
-// magnitude to 1..2, which is taken back from the results. Rows from M on are zeros. x: [M, K] in pairs.
+// magnitude to 1..2, which is taken back from the results. Rows from M on are zeros. They lie in squares
+// of SIDE x SIDE, one after the other along the rows. x: [M, K] in eights.
 
 var<workgroup> largest: array<u32, GROUP>;
+
+fn largest_of(v: vec4<f32>) -> u32 {
+    let bits = bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+}
 
 @compute @workgroup_size(GROUP)
 fn halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
-    let pairs = p.k / 2u;
+    let octets = p.k / 8u;
     var most = 0u;
     if (row < p.m) {
-        for (var i = thread; i < pairs; i += GROUP) {
-            let v = bitcast<vec2<u32>>(x_unpack(x[row * pairs + i])) & vec2<u32>(0x7fffffffu);
-            most = max(most, max(v.x, v.y));
+        for (var i = thread; i < octets; i += GROUP) {
+            let v = x[row * octets + i];
+            most = max(most, max(largest_of(x_low(v)), largest_of(x_high(v))));
         }
     }
     largest[thread] = most;
@@ -27,12 +33,18 @@ fn halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let plain = exponent == 0u || exponent >= 254u;
     let down = select(bitcast<f32>((254u - exponent) << 23u), 1.0, plain);
     let up = select(bitcast<f32>(exponent << 23u), 1.0, plain);
-    for (var i = thread; i < pairs; i += GROUP) {
-        var v = vec2<f32>();
+    for (var i = thread; i < octets; i += GROUP) {
+        var low = vec4<f32>();
+        var high = vec4<f32>();
         if (row < p.m) {
-            v = x_unpack(x[row * pairs + i]) * down;
+            let v = x[row * octets + i];
+            low = x_low(v) * down;
+            high = x_high(v) * down;
         }
-        halves_of_x[row * pairs + i] = f16_bits(v.x) | (f16_bits(v.y) << 16u);
+        let square = row / SIDE * (p.k / SIDE) + i * 8u / SIDE;
+        let at = 2u * ((square * SIDE + row % SIDE) * (SIDE / 8u) + i % (SIDE / 8u));
+        halves_of_x[at] = vec4<f16>(low);
+        halves_of_x[at + 1u] = vec4<f16>(high);
     }
     if (thread == 0u) {
         ups[row] = up;

@@ -40,6 +40,15 @@ fn octet(row: u32, col: u32) -> Octet {
     return o;
 }
 
+// The weights, rounded as the reference rounds.
+fn octet_exact(o: Octet) -> array<vec4<f32>, 2> {
+    let w = octet_stored(o);
+    if (DENSE) {
+        return w;
+    }
+    return array(finished4(w[0], o.scale, o.mean), finished4(w[1], o.scale, o.mean));
+}
+
 // The weights, times a factor.
 fn octet_values(o: Octet, factor: f32) -> array<vec4<f32>, 2> {
     var w: array<vec4<f32>, 2>;
@@ -48,26 +57,28 @@ fn octet_values(o: Octet, factor: f32) -> array<vec4<f32>, 2> {
         w[1] = weights4(o.low.x, o.low.y + 4u) * factor;
         return w;
     }
-    if (DENSE && BITS == 32u) {
-        w[0] = bitcast<vec4<f32>>(o.low) * factor;
-        w[1] = bitcast<vec4<f32>>(o.high) * factor;
-        return w;
-    }
-    if (DENSE) {
-        w[0] = four(o.low.xy) * factor;
-        w[1] = four(o.low.zw) * factor;
-        return w;
-    }
-    let scale = o.scale * (UNIT * factor);
+    w = octet_stored(o);
+    let scale = select(o.scale * (UNIT * factor), factor, DENSE);
     let mean = o.mean * factor;
-    let first = select(0u, o.low.y, BITS < 4u);
-    for (var i = 0u; i < 4u; i++) {
-        w[0][i] = value_at((o.low.x >> code_shift(first + i * BITS)) & MASK, 0u);
-        let word = select(o.low.x, o.low.y, BITS == 8u);
-        let bit = first + (i + 4u) * BITS;
-        w[1][i] = value_at((word >> code_shift(bit)) & MASK, 0u);
-    }
     w[0] = w[0] * scale + mean;
     w[1] = w[1] * scale + mean;
     return w;
+}
+
+// What is stored in words: numbers, or values of codes.
+fn octet_stored(o: Octet) -> array<vec4<f32>, 2> {
+    var w: array<vec4<f32>, 2>;
+    if (DENSE && BITS == 32u) {
+        w[0] = bitcast<vec4<f32>>(o.low);
+        w[1] = bitcast<vec4<f32>>(o.high);
+        return w;
+    }
+    if (DENSE) {
+        w[0] = four(o.low.xy);
+        w[1] = four(o.low.zw);
+        return w;
+    }
+    let first = select(0u, o.low.y, BITS < 4u);
+    let second = select(o.low.x, o.low.y, BITS == 8u);
+    return array(four_values(o.low.x, first), four_values(second, first + 4u * BITS));
 }

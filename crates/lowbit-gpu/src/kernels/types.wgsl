@@ -11,6 +11,25 @@ fn bf16_bits(x: f32) -> u32 {
     return select(rounded, (bits >> 16u) | 0x40u, is_nan(x));
 }
 
+// Eight of them in pairs. Few are NaN: that is looked for once.
+fn bf16_eight(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
+    let low = bitcast<vec4<u32>>(a);
+    let high = bitcast<vec4<u32>>(b);
+    let larger = max(low & vec4<u32>(0x7fffffffu), high & vec4<u32>(0x7fffffffu));
+    if (max(max(larger.x, larger.y), max(larger.z, larger.w)) > 0x7f800000u) {
+        return vec4<u32>(
+            bf16_bits(a.x) | (bf16_bits(a.y) << 16u),
+            bf16_bits(a.z) | (bf16_bits(a.w) << 16u),
+            bf16_bits(b.x) | (bf16_bits(b.y) << 16u),
+            bf16_bits(b.z) | (bf16_bits(b.w) << 16u),
+        );
+    }
+    let l = low + vec4<u32>(0x7fffu) + ((low >> vec4<u32>(16u)) & vec4<u32>(1u));
+    let h = high + vec4<u32>(0x7fffu) + ((high >> vec4<u32>(16u)) & vec4<u32>(1u));
+    let evens = vec4<u32>(l.xz, h.xz) >> vec4<u32>(16u);
+    return evens | (vec4<u32>(l.yw, h.yw) & vec4<u32>(0xffff0000u));
+}
+
 // Nearest half float, ties to even; too large becomes infinity, NaN stays NaN.
 fn f16_bits(x: f32) -> u32 {
     let bits = bitcast<u32>(x);

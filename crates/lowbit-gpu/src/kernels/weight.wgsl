@@ -30,6 +30,16 @@ fn code_at(byte: u32, index: u32) -> u32 {
     return (window >> (bit & 7u)) & MASK;
 }
 
+// Values of four codes of a word, from the one that begins at `bit` of its row on.
+fn four_values(word: u32, bit: u32) -> vec4<f32> {
+    return vec4<f32>(
+        value_at((word >> code_shift(bit)) & MASK, 0u),
+        value_at((word >> code_shift(bit + BITS)) & MASK, 0u),
+        value_at((word >> code_shift(bit + 2u * BITS)) & MASK, 0u),
+        value_at((word >> code_shift(bit + 3u * BITS)) & MASK, 0u),
+    );
+}
+
 // Weight (row, col) in f32.
 fn weight(row: u32, col: u32) -> f32 {
     if (DENSE) {
@@ -61,13 +71,8 @@ fn weights4(row: u32, col: u32) -> vec4<f32> {
         return w;
     }
     let bit = col * BITS;
-    let word = codes[row * p.row_words + (bit >> 5u)];
     let block = block_of(row, col);
-    var w: vec4<f32>;
-    for (var i = 0u; i < 4u; i++) {
-        let code = (word >> code_shift(bit + i * BITS)) & MASK;
-        w[i] = value_at(code, 0u);
-    }
+    var w = four_values(codes[row * p.row_words + (bit >> 5u)], bit);
     w *= scale_of(block) * UNIT;
     if (HAS_MEAN) {
         w += mean_of(block);
@@ -81,11 +86,7 @@ fn exact4(row: u32, col: u32) -> vec4<f32> {
         return dense4(row * p.k + col);
     }
     let bit = col * BITS;
-    let word = codes[row * p.row_words + (bit >> 5u)];
     let block = block_of(row, col);
-    var w: vec4<f32>;
-    for (var i = 0u; i < 4u; i++) {
-        w[i] = finish(value_at((word >> code_shift(bit + i * BITS)) & MASK, 0u), block);
-    }
-    return w;
+    let values = four_values(codes[row * p.row_words + (bit >> 5u)], bit);
+    return finished4(values, scale_of(block), mean_of(block));
 }

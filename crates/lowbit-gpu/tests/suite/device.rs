@@ -6,54 +6,92 @@ use lowbit::{Cpu, CpuDevice, DType, DenseTensor, Result, Weight, formats};
 use lowbit_gpu::{GpuDevice, Queue};
 
 #[cfg(unix)]
-use crate::full;
-use crate::gpu;
-#[cfg(unix)]
-use crate::metal::standin::{Mode, StandIn};
+use crate::metal::standin::{Mode, Recorder, StandIn};
+use crate::{full, gpu};
 
 /// The same data on the processor and on a GPU.
-struct Both {
-    cpu: CpuDevice,
-    gpu: Box<dyn Device>,
-    dtype: DType,
-    rng: Rng,
+pub struct Both {
+    pub cpu: CpuDevice,
+    pub gpu: Box<dyn Device>,
+    pub dtype: DType,
+    pub rng: Rng,
+    /// Which of five turns of a test it is, where it is not run in full.
+    pub turn: usize,
+    /// Whether kernels are only noted, so that there are no results.
+    recording: bool,
 }
 
 /// A tensor of each.
-type Two = [Tensor; 2];
+pub type Two = [Tensor; 2];
 
-/// Runs a test with every type of activations on a GPU, with checked accesses and without; and with one,
-/// or in full with every one, as Metal text.
-fn on_both(test: impl Fn(&mut Both)) {
-    fn run<Q: Queue + Clone + 'static>(queue: Q, dtypes: &[DType], test: &impl Fn(&mut Both)) {
-        for &dtype in dtypes {
-            let cpu = CpuDevice::new(Cpu::best(), dtype);
-            let gpu = Box::new(GpuDevice::new(queue.clone(), "under test", dtype));
-            test(&mut Both { cpu, gpu, dtype, rng: Rng(7) });
+/// Runs a test with every type of activations on a GPU; and with one, or in full with every one, on a GPU
+/// that checks accesses and as Metal text.
+pub fn on_both(test: impl Fn(&mut Both)) {
+    if on_gpu(&test) {
+        #[cfg(unix)]
+        run(StandIn::new(Mode::FAST), some_types(), METAL, false, &test);
+    }
+}
+
+/// [`on_both`] for a test of many kernels, whose Metal text is compiled at once. It may look at results
+/// only by [`Both::close`] and [`Both::same`].
+pub fn on_both_at_once(test: impl Fn(&mut Both)) {
+    if on_gpu(&test) {
+        #[cfg(unix)]
+        {
+            let queue = StandIn::new(Mode::FAST);
+            let record =
+                |recorder: &Recorder| run(recorder.clone(), some_types(), METAL, true, &test);
+            queue.prepare(record).expect("every kernel is translated and compiled");
+            run(queue, some_types(), METAL, false, &test);
         }
     }
-    for checked in [true, false] {
-        let Some(gpu) = gpu(checked) else { return };
-        run(gpu, &DType::ALL, &test);
+}
+
+/// The first turn as Metal text.
+const METAL: usize = DType::ALL.len() + 1;
+
+fn some_types() -> &'static [DType] {
+    if full() { &DType::ALL } else { &[DType::BF16] }
+}
+
+/// Whether there is a GPU to run tests on.
+fn on_gpu(test: &impl Fn(&mut Both)) -> bool {
+    for (checked, dtypes, first) in [(false, &DType::ALL[..], 0), (true, some_types(), METAL - 1)] {
+        let Some(gpu) = gpu(checked) else { return false };
+        run(gpu, dtypes, first, false, test);
     }
-    #[cfg(unix)]
-    run(StandIn::new(Mode::FAST), if full() { &DType::ALL } else { &[DType::BF16] }, &test);
+    true
+}
+
+fn run<Q: Queue + Clone + 'static>(
+    queue: Q,
+    dtypes: &[DType],
+    first: usize,
+    recording: bool,
+    test: &impl Fn(&mut Both),
+) {
+    for (i, &dtype) in dtypes.iter().enumerate() {
+        let cpu = CpuDevice::new(Cpu::best(), dtype);
+        let gpu = Box::new(GpuDevice::new(queue.clone(), "under test", dtype));
+        test(&mut Both { cpu, gpu, dtype, rng: Rng(7), turn: first + i, recording });
+    }
 }
 
 impl Both {
     /// What the operation gives on each.
-    fn run(&self, op: impl Fn(&dyn Device, usize) -> Result<Tensor>) -> Two {
+    pub fn run(&self, op: impl Fn(&dyn Device, usize) -> Result<Tensor>) -> Two {
         [op(&self.cpu, 0).unwrap(), op(&*self.gpu, 1).unwrap()]
     }
 
     /// Numbers as activations: rows of a table are, once they are looked up.
-    fn activations(&self, [rows, cols]: [usize; 2], numbers: &[f32]) -> Two {
+    pub fn activations(&self, [rows, cols]: [usize; 2], numbers: &[f32]) -> Two {
         let table: Weight = DenseTensor::from_f32(vec![rows, cols], numbers).unwrap().into();
         let ids: Vec<u32> = (0..rows as u32).collect();
         self.run(|d, _| d.embed(&d.upload(&table)?, &ids))
     }
 
-    fn random(&mut self, [rows, cols]: [usize; 2]) -> Two {
+    pub fn random(&mut self, [rows, cols]: [usize; 2]) -> Two {
         let numbers = self.rng.numbers(self.dtype, rows * cols).values;
         self.activations([rows, cols], &numbers)
     }
@@ -70,13 +108,16 @@ impl Both {
     }
 
     /// The two agree within `steps` roundings of the type, each relative to the number and to `scale`.
-    fn close(&self, what: &str, two: &Two, scale: f32, steps: f32) {
+    pub fn close(&self, what: &str, two: &Two, scale: f32, steps: f32) {
         let epsilon = match self.dtype {
             DType::F32 => 2e-6,
             DType::F16 => 1e-3,
             DType::BF16 => 8e-3,
         };
         let [expected, got] = self.read(two);
+        if self.recording {
+            return;
+        }
         assert_eq!(expected.len(), got.len(), "{what} in {}", self.dtype);
         for (i, (e, g)) in expected.iter().zip(&got).enumerate() {
             let bound = epsilon * steps * (e.abs() + scale);
@@ -85,9 +126,12 @@ impl Both {
         }
     }
 
-    fn same(&self, what: &str, two: &Two) {
+    pub fn same(&self, what: &str, two: &Two) {
         let [expected, got] = self.read(two);
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        if self.recording {
+            return;
+        }
         assert_eq!(bits(&expected), bits(&got), "{what} in {}: {expected:?}, {got:?}", self.dtype);
     }
 }
@@ -233,7 +277,8 @@ fn bundles_multiply_as_their_parts() {
         .into_iter()
         .enumerate()
         {
-            for kind in 0..=formats::ALL.len() {
+            // Each kind in every third case, or in full in all of them.
+            for kind in (0..=formats::ALL.len()).filter(|kind| full() || (case + kind) % 3 == 0) {
                 let layers = layers(both, k, rows, kind, (case + kind) % 2 == 0);
                 let (x, weight) = (both.random([m, k]), both.vector(k));
                 let bundle = both.run(|d, _| d.bundle(&layers));

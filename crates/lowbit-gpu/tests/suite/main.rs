@@ -3,6 +3,7 @@
 mod conformance;
 mod counting;
 mod device;
+mod experts;
 mod golden;
 #[cfg(unix)]
 mod metal;

@@ -87,9 +87,11 @@ fn every_kernel_for_matrix_hardware_gives_the_product() {
     }
     for matrix in [8, 16] {
         let queue = StandIn::new(Mode { matrix: Some(matrix), ..Mode::FAST });
-        let sample = Sample::new([70, 70, 128]);
+        let sample = Sample::new([40, 24, 512]);
         queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
-        sample.check_all(&queue, &["matrix 64x64x32, Split(2)", "Stream(32)"]);
+        let expected =
+            ["matrix 64x64x1x32, 256 threads, Split(2)", "matrix 16x16x4x64", "Stream(32)"];
+        sample.check_all(&queue, &expected);
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use lowbit::format::ScaleKind;
+use lowbit::quantizers::Inputs;
 use lowbit::{Cpu, DType, Element, Format, QTensor, quantizers};
 use regex::Regex;
 
@@ -73,7 +74,7 @@ impl QuantizeOptions {
 /// Quantizes a model directory or a safetensors file.
 ///
 /// Of a model, the weights of linear layers are quantized: matrices named `<layer>.weight` that are
-/// no embedding, norm or output head. Of a bare file, every floating-point tensor whose name ends in
+/// no embedding, norm, output head or router of experts. Of a bare file, every floating-point tensor whose name ends in
 /// `weight`. A format with a scale per row leaves what has no rows. The output is a directory or a
 /// file, as the input is.
 ///
@@ -196,12 +197,12 @@ fn calibrated(
         .iter()
         .filter_map(|plan| Some((plan.entry.name.as_str(), (plan.target.as_ref().ok()?, plan))))
         .collect();
-    let make = |name: &str, gram: &[f32]| {
+    let make = |name: &str, inputs: &Inputs<'_>| {
         let (target, plan) = targets.get(name).ok_or_else(|| {
             Error::argument("calibrate", "a layer to quantize", name, "report it")
         })?;
         let w = numbers(target.dtype, plan.data);
-        let q = search(target, &w, Some(gram), options);
+        let q = search(target, &w, Some(inputs), options);
         q.map_err(Error::weight(plan.entry.file(), name))
     };
     let wanted = |name: &str| targets.contains_key(name);
@@ -248,12 +249,12 @@ fn needs_search(target: &Target, options: &QuantizeOptions) -> bool {
 fn search(
     target: &Target,
     w: &[f32],
-    gram: Option<&[f32]>,
+    inputs: Option<&Inputs<'_>>,
     options: &QuantizeOptions,
 ) -> lowbit::Result<QTensor> {
     let Target { format, shape, block_size, double_quant, .. } = target;
     let isa = Cpu::best().isa();
-    let q = quantizers::quantize(isa, format, w, shape, *block_size, gram, &options.search)?;
+    let q = quantizers::quantize(isa, format, w, shape, *block_size, inputs, &options.search)?;
     if *double_quant { lowbit::double_quantize(q) } else { Ok(q) }
 }
 
@@ -292,6 +293,8 @@ fn skip_modules(jobs: &[Job<'_>]) -> Option<Vec<String>> {
         jobs.iter().filter(wanted).filter_map(|job| Some(module(&job.entry.name)?.into())).collect()
     };
     let mut skipped = layers(None, true);
+    // Layers like all others to whoever loads the result.
+    skipped.extend(layers(Some(Reason::Router), true));
     let is_head_quantized = !layers(Some(Reason::Head), false).is_empty();
     if skipped.is_empty() && !is_head_quantized {
         return None;

@@ -25,6 +25,8 @@ pub enum Reason {
     Head,
     /// It is a norm.
     Norm,
+    /// It chooses among experts.
+    Router,
     /// It is not a matrix, so not the weight of a linear layer.
     NotAMatrix,
     /// It has no rows, and the format keeps a scale for each.
@@ -42,6 +44,7 @@ impl fmt::Display for Reason {
             Reason::Embedding => f.write_str("an embedding"),
             Reason::Head => f.write_str("the output head"),
             Reason::Norm => f.write_str("a norm"),
+            Reason::Router => f.write_str("a router of experts"),
             Reason::NotAMatrix => f.write_str("not a matrix"),
             Reason::NoRows => f.write_str("no rows, which this format needs"),
             Reason::NotQuantized => f.write_str("not quantized"),
@@ -91,6 +94,8 @@ pub(super) fn left_in_model(entry: &Entry) -> Option<Reason> {
         Some(Reason::Embedding)
     } else if last.contains("norm") || NORMS.contains(&last) {
         Some(Reason::Norm)
+    } else if ROUTERS.contains(&last) {
+        Some(Reason::Router)
     } else {
         (entry.shape.len() != 2).then_some(Reason::NotAMatrix)
     }
@@ -105,5 +110,7 @@ pub(super) fn module(name: &str) -> Option<&str> {
 const HEADS: [&str; 5] = ["lm_head", "embed_out", "score", "classifier", "qa_outputs"];
 /// Last words of embeddings whose names do not say so.
 const EMBEDDINGS: [&str; 4] = ["wte", "wpe", "shared", "relative_attention_bias"];
+/// Last words of layers that choose among experts: a rounding sends whole positions elsewhere.
+const ROUTERS: [&str; 3] = ["gate", "router", "shared_expert_gate"];
 /// Last words of norms whose names do not say so.
 const NORMS: [&str; 3] = ["ln_1", "ln_2", "ln_f"];

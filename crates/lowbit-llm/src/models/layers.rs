@@ -2,6 +2,7 @@
 
 use lowbit::device::{self, Device, KvCache, Rope, Tensor};
 
+use super::experts::{Experts, Mixture};
 use super::loader::Loader;
 use crate::config::Config;
 use crate::{Error, Result};
@@ -45,7 +46,7 @@ impl Linear {
 }
 
 /// Shows an input to whoever wants to see it.
-fn show(tap: &mut Option<&mut dyn Tap>, name: &str, x: &Tensor) -> Result<()> {
+pub(super) fn show(tap: &mut Option<&mut dyn Tap>, name: &str, x: &Tensor) -> Result<()> {
     match tap {
         None => Ok(()),
         Some(tap) => tap.input(name, x),
@@ -57,6 +58,11 @@ pub(crate) struct Bundle {
     /// Names of their weights.
     pub names: Vec<String>,
     pub weights: Tensor,
+}
+
+/// Names, borrowed.
+pub(super) fn names<'a>(of: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
+    of.into_iter().map(String::as_str).collect()
 }
 
 impl Pass<'_, '_> {
@@ -198,12 +204,43 @@ impl Mlp {
     }
 }
 
+/// What comes after attention in a layer.
+pub(crate) enum FeedForward {
+    Mlp(Mlp),
+    Experts(Mixture),
+}
+
+impl FeedForward {
+    fn load(from: &mut Loader, config: &Config, layer: usize, bias: bool) -> Result<Self> {
+        let has = |experts: &&Experts| experts.layers.get(layer) == Some(&true);
+        Ok(match config.experts.as_ref().filter(has) {
+            Some(experts) => FeedForward::Experts(Mixture::load(from, config, experts, layer)?),
+            None => FeedForward::Mlp(Mlp::load(from, config, layer, bias)?),
+        })
+    }
+
+    /// As [`Block::stages`].
+    fn stages(&self) -> Vec<Vec<&str>> {
+        match self {
+            FeedForward::Mlp(mlp) => vec![names(&mlp.gate_up.names), vec![&mlp.down_proj.name]],
+            FeedForward::Experts(experts) => experts.stages(),
+        }
+    }
+
+    fn forward(&self, pass: &mut Pass, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+        match self {
+            FeedForward::Mlp(mlp) => mlp.forward(pass, x, norm),
+            FeedForward::Experts(experts) => experts.forward(pass, x, norm),
+        }
+    }
+}
+
 /// A layer of the model.
 pub(crate) struct Block {
     pub input_layernorm: Norm,
     pub self_attn: Attention,
     pub post_attention_layernorm: Norm,
-    pub mlp: Mlp,
+    pub mlp: FeedForward,
 }
 
 impl Block {
@@ -216,8 +253,15 @@ impl Block {
             input_layernorm: norm(from, "input_layernorm")?,
             self_attn: Attention::load(from, config, layer, biases)?,
             post_attention_layernorm: norm(from, "post_attention_layernorm")?,
-            mlp: Mlp::load(from, config, layer, biases.mlp)?,
+            mlp: FeedForward::load(from, config, layer, biases.mlp)?,
         })
+    }
+
+    /// Names of the weights of linear layers, in stages: what a stage reads is what the stages before
+    /// it give.
+    pub fn stages(&self) -> Vec<Vec<&str>> {
+        let attention = [names(&self.self_attn.qkv.names), vec![&*self.self_attn.o_proj.name]];
+        attention.into_iter().chain(self.mlp.stages()).collect()
     }
 
     /// `x: [T, C]` to `[T, C]`.

@@ -6,12 +6,8 @@ use super::{Defaults, ModelType, full_attention};
 use crate::Result;
 use crate::config::Config;
 
-pub(super) static LLAMA: ModelType = ModelType {
-    name: "llama",
-    defaults: Defaults { num_key_value_heads: None, head_dim: None },
-    windows: full_attention,
-    block,
-};
+pub(super) static LLAMA: ModelType =
+    ModelType { name: "llama", defaults: Defaults::LLAMA, windows: full_attention, block };
 
 fn block(from: &mut Loader, config: &Config, layer: usize) -> Result<Block> {
     let Config { attention_bias, mlp_bias, .. } = *config;

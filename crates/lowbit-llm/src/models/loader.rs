@@ -6,6 +6,7 @@ use std::path::Path;
 use lowbit::device::{Device, Tensor};
 use lowbit::{DenseTensor, Weight};
 
+use super::experts::Stack;
 use super::layers::{Bundle, Linear, Norm};
 use crate::{Checkpoint, Error, Result};
 
@@ -54,6 +55,8 @@ pub(crate) struct Loader<'a> {
     total_bytes: u64,
     /// Stored bytes moved so far, scales included.
     pub bytes: u64,
+    /// Those of them that are weights of experts.
+    pub expert_bytes: u64,
     /// Weights moved so far.
     pub weights: u64,
 }
@@ -67,7 +70,7 @@ impl<'a> Loader<'a> {
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
         let total_bytes = source.bytes();
-        Loader { source, device, eps, progress, total_bytes, bytes: 0, weights: 0 }
+        Loader { source, device, eps, progress, total_bytes, bytes: 0, expert_bytes: 0, weights: 0 }
     }
 
     /// Matrix `name.weight: [N, K]` and, if asked for, vector `name.bias: [N]`.
@@ -107,6 +110,32 @@ impl<'a> Loader<'a> {
         let weights = self.device.bundle(&weights)?;
         self.count(&names);
         Ok(Bundle { weights, names: names.iter().map(|name| format!("{name}.weight")).collect() })
+    }
+
+    /// Matrices `at.<expert>.<part>.weight` of one shape, for every expert and part.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn experts(
+        &mut self,
+        at: &str,
+        count: usize,
+        parts: &[&str],
+        shape: [usize; 2],
+    ) -> Result<Stack> {
+        let names = |expert| parts.iter().map(|part| format!("{at}.{expert}.{part}")).collect();
+        let names: Vec<Vec<String>> = (0..count).map(names).collect();
+        let weights = |names: &Vec<String>| {
+            let weight = |name: &String| Ok(self.weights(name, shape, false)?.0);
+            names.iter().map(weight).collect()
+        };
+        let weights = names.iter().map(weights).collect::<Result<Vec<Vec<Weight>>>>()?;
+        let weights = self.device.experts(&weights)?;
+        let before = self.bytes;
+        self.count(&names.concat());
+        self.expert_bytes += self.bytes - before;
+        let full = |names: Vec<String>| names.iter().map(|n| format!("{n}.weight")).collect();
+        Ok(Stack { names: names.into_iter().map(full).collect(), weights })
     }
 
     fn weights(

@@ -9,7 +9,7 @@ use crate::fields::{Fields, positions};
 
 pub(super) static MISTRAL: ModelType = ModelType {
     name: "mistral",
-    defaults: Defaults { num_key_value_heads: Some(8), head_dim: None },
+    defaults: Defaults { num_key_value_heads: Some(8), ..Defaults::LLAMA },
     windows,
     block,
 };
@@ -21,6 +21,6 @@ fn windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
     Ok(vec![window; layers])
 }
 
-fn block(from: &mut Loader, config: &Config, layer: usize) -> Result<Block> {
+pub(super) fn block(from: &mut Loader, config: &Config, layer: usize) -> Result<Block> {
     Block::load(from, config, layer, Biases { qkv: false, o: false, mlp: false })
 }

@@ -4,18 +4,22 @@
 //! and its layers differ from the shared ones of [`layers`](self). Nothing else asks which type
 //! a model is.
 
+mod experts;
 mod layers;
 mod llama;
 mod loader;
 mod mistral;
+mod mixtral;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 pub(crate) mod stages;
 
 use std::sync::Arc;
 
 use lowbit::device::{CacheShape, Device, KvCache, Tensor};
 
+pub use experts::Experts;
 pub use layers::Tap;
 use layers::{Block, Linear, Norm, Pass};
 use loader::Loader;
@@ -26,8 +30,14 @@ use crate::fields::Fields;
 use crate::{Checkpoint, Error, Result};
 
 /// Every model type that can run.
-pub static MODEL_TYPES: [&ModelType; 4] =
-    [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+pub static MODEL_TYPES: [&ModelType; 6] = [
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
+];
 
 /// What is its own to a model type.
 #[derive(Debug)]
@@ -41,13 +51,25 @@ pub struct ModelType {
     block: fn(&mut Loader, &Config, usize) -> Result<Block>,
 }
 
-/// Values of fields that transformers fills in differently for each model type.
+/// Values of fields that transformers fills in differently for each model type, and fields that only some
+/// have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Defaults {
     /// `None`: as many as heads of queries.
     pub num_key_value_heads: Option<usize>,
     /// `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    pub rms_norm_eps: f32,
+    pub experts: Option<ReadExperts>,
+}
+
+/// Reads what is said about experts, given `intermediate_size` and the number of layers.
+pub(crate) type ReadExperts = fn(&Fields, usize, usize) -> Result<Experts>;
+
+impl Defaults {
+    /// Llama's.
+    pub const LLAMA: Self =
+        Defaults { num_key_value_heads: None, head_dim: None, rms_norm_eps: 1e-6, experts: None };
 }
 
 impl ModelType {
@@ -93,6 +115,7 @@ pub struct Model {
     norm: Norm,
     lm_head: Linear,
     bytes: u64,
+    expert_bytes: u64,
     weights: u64,
 }
 
@@ -152,8 +175,18 @@ impl Model {
             },
             false => from.linear("lm_head", [vocabulary, hidden], false)?,
         };
-        let (bytes, weights) = (from.bytes, from.weights);
-        Ok(Model { config, device, embed_tokens, layers, norm, lm_head, bytes, weights })
+        let Loader { bytes, expert_bytes, weights, .. } = from;
+        Ok(Model {
+            config,
+            device,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            bytes,
+            expert_bytes,
+            weights,
+        })
     }
 
     /// Dimensions and settings.
@@ -169,6 +202,15 @@ impl Model {
     /// Stored bytes of the weights in use, scales included; tied weights count once.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Those of [`bytes`](Self::bytes) that a pass over so many tokens reads at most: of experts, as
+    /// many as the tokens can choose.
+    pub fn bytes_read(&self, tokens: usize) -> u64 {
+        let Some(Experts { count, routing, .. }) = &self.config.experts else { return self.bytes };
+        let chosen = tokens.saturating_mul(routing.top).min(*count);
+        let part = self.expert_bytes as f64 * chosen as f64 / (*count).max(1) as f64;
+        self.bytes - self.expert_bytes + part as u64
     }
 
     /// Stored bits per weight in use, scales included, over all tensors.

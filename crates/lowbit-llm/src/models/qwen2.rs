@@ -9,7 +9,7 @@ use crate::fields::{Fields, INCONSISTENT, OTHER_MODEL, positions};
 
 pub(super) static QWEN2: ModelType = ModelType {
     name: "qwen2",
-    defaults: Defaults { num_key_value_heads: Some(32), head_dim: None },
+    defaults: Defaults { num_key_value_heads: Some(32), ..Defaults::LLAMA },
     windows,
     block,
 };
@@ -17,12 +17,7 @@ pub(super) static QWEN2: ModelType = ModelType {
 /// `sliding_window` counts only with `use_sliding_window`, and then for the layers that
 /// `layer_types` names, or for those from `max_window_layers` on.
 pub(super) fn windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
-    let use_window = fields.flag("use_sliding_window")?;
-    let size = match fields.has("sliding_window") {
-        true => fields.optional("sliding_window", positions)?,
-        false => Some(4096),
-    };
-    let window = size.filter(|_| use_window);
+    let window = window(fields)?;
     let Some(types) = fields.optional("layer_types", |v| v.as_array().ok_or("a list"))? else {
         let count = |v: &serde_json::Value| v.as_u64().ok_or("a number of layers");
         let full = fields.optional("max_window_layers", count)?.unwrap_or(28);
@@ -41,6 +36,16 @@ pub(super) fn windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize
         }
     };
     types.iter().map(of_type).collect()
+}
+
+/// `sliding_window`, with `use_sliding_window`.
+pub(super) fn window(fields: &Fields) -> Result<Option<usize>> {
+    let use_window = fields.flag("use_sliding_window")?;
+    let size = match fields.has("sliding_window") {
+        true => fields.optional("sliding_window", positions)?,
+        false => Some(4096),
+    };
+    Ok(size.filter(|_| use_window))
 }
 
 fn block(from: &mut Loader, config: &Config, layer: usize) -> Result<Block> {

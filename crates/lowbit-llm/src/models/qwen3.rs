@@ -8,12 +8,12 @@ use crate::config::Config;
 
 pub(super) static QWEN3: ModelType = ModelType {
     name: "qwen3",
-    defaults: Defaults { num_key_value_heads: Some(32), head_dim: Some(128) },
+    defaults: Defaults { num_key_value_heads: Some(32), head_dim: Some(128), ..Defaults::LLAMA },
     windows: qwen2::windows,
     block,
 };
 
-fn block(from: &mut Loader, config: &Config, layer: usize) -> Result<Block> {
+pub(super) fn block(from: &mut Loader, config: &Config, layer: usize) -> Result<Block> {
     let bias = config.attention_bias;
     let mut block = Block::load(from, config, layer, Biases { qkv: bias, o: bias, mlp: false })?;
     let at = format!("model.layers.{layer}.self_attn");

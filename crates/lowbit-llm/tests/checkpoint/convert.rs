@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use lowbit::format::{Keys, Layout};
-use lowbit::{DType, Element, Format, QTensor, Scales, Weight, formats};
+use lowbit::{Cpu, CpuDevice, DType, Element, Format, QTensor, Scales, Weight, formats};
 use lowbit_llm::convert::{DequantizeOptions, QuantizeOptions, Report, dequantize, quantize};
-use lowbit_llm::{Checkpoint, Error};
+use lowbit_llm::models::Logits;
+use lowbit_llm::{Checkpoint, Error, Model};
 use regex::Regex;
 use safetensors::Dtype;
 
@@ -267,6 +269,67 @@ fn of_a_model_linear_layers_are_quantized() {
     let half = Checkpoint::open(&half).unwrap();
     assert_eq!(half.entry("model.layers.10.mlp.up_proj.bias").unwrap().format_name(), "f16");
     assert_eq!(half.entry("model.layers.10.attn.position_ids").unwrap().format_name(), "i64");
+}
+
+/// Experts are linear layers; what chooses among them stays as it is, and transformers is told so.
+#[test]
+fn of_a_mixture_experts_are_quantized_and_routers_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, mixture, experts) in [("mixtral", "block_sparse_moe", 30), ("qwen3-moe", "mlp", 27)]
+    {
+        let (input, output) = (golden("../models").join(name), dir.path().join(name));
+        let report = run(&input, &output, &nf4());
+        let (converted, left) = names(&report);
+        let of_experts = converted.iter().filter(|name| name.contains(".experts."));
+        assert_eq!(of_experts.count(), experts);
+        let router = format!("model.layers.1.{mixture}.gate");
+        let weight = format!("{router}.weight");
+        let reason =
+            left.iter().find(|(name, _)| *name == weight).map(|(_, reason)| reason.as_str());
+        assert_eq!(reason, Some("a router of experts"));
+        let quantized = Checkpoint::open(&output).unwrap();
+        let skipped = &quantized.config().unwrap()["quantization_config"]["llm_int8_skip_modules"];
+        assert!(skipped.as_array().unwrap().contains(&router.into()), "{skipped}");
+        let apart = apart(&input, &output);
+        let mean = apart.iter().sum::<f32>() / apart.len() as f32;
+        // Of a standard deviation of 1.
+        assert!(mean > 1e-3 && mean < 0.3, "{name}: {mean}");
+    }
+}
+
+/// How far two models' logits for some tokens are apart.
+fn apart(a: &Path, b: &Path) -> Vec<f32> {
+    let device = Arc::new(CpuDevice::new(Cpu::best(), DType::F32));
+    let logits = [a, b].map(|path| {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        let model = Model::load(&checkpoint, device.clone(), &mut |_, _| {}).unwrap();
+        let mut cache = model.new_cache(8).unwrap();
+        let logits = model.forward(&[5, 1, 7, 80], &mut cache, Logits::All, None).unwrap();
+        model.device().read(&logits).unwrap()
+    });
+    logits[0].iter().zip(&logits[1]).map(|(a, b)| (a - b).abs()).collect()
+}
+
+/// What experts in any format give is what their numbers give.
+#[test]
+fn experts_run_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in ["mixtral", "qwen3-moe"] {
+        for mut format in formats::ALL.iter().copied() {
+            if format.variant.is_some() {
+                // Such small tensors have no use for a large codebook.
+                format = format.with_codebook(4, 16).unwrap();
+            }
+            let path = |what: &str| dir.path().join(format!("{model}-{}-{what}", format.name));
+            let (quantized, numbers) = (path("quantized"), path("numbers"));
+            run(&golden("../models").join(model), &quantized, &QuantizeOptions::new(format));
+            let options = DequantizeOptions { dtype: Some(DType::F32), ..Default::default() };
+            let report = dequantize(&quantized, &numbers, &options, &()).unwrap();
+            assert!(report.converted.iter().any(|c| c.name.contains(".experts.")));
+            let furthest = apart(&quantized, &numbers).into_iter().fold(0.0, f32::max);
+            assert!(furthest < 1e-3, "{model} in {}: {furthest}", format.name);
+        }
+    }
 }
 
 #[test]

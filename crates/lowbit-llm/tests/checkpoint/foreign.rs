@@ -151,14 +151,14 @@ fn what_is_written_for_mlx_reads_as_what_was_quantized() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     let name = "model.layers.0.mlp.up_proj.weight";
-    let weights_before = Tensor::weights(name, &[6, 128]);
+    let weights_before = Tensor::weights(name, &[6, 192]);
     let values: Vec<f32> = bytemuck::pod_collect_to_vec(&weights_before.data);
     model(&input, &[weights_before], "\"x\": 0");
     let format = formats::by_name("bin1").unwrap();
     let mut options = QuantizeOptions::new(format);
     (options.mlx, options.block_size) = (true, Some(64));
     quantize(&input, &output, &options, &()).unwrap();
-    let direct = lowbit::quantize(format, &values, &[6, 128], Some(64)).unwrap();
+    let direct = lowbit::quantize(format, &values, &[6, 192], Some(64)).unwrap();
     let mut expected = vec![0.0f32; values.len()];
     lowbit::dequantize(&direct, &mut expected).unwrap();
     let (q, got) = weights(&Checkpoint::open(&output).unwrap(), name);
@@ -168,9 +168,9 @@ fn what_is_written_for_mlx_reads_as_what_was_quantized() {
         .into_iter()
         .map(|t| (t.name, t.dtype, t.shape))
         .collect();
-    assert!(keys.contains(&(name.into(), Dtype::U32, vec![6, 4])), "{keys:?}");
+    assert!(keys.contains(&(name.into(), Dtype::U32, vec![6, 6])), "{keys:?}");
     let biases = name.replace("weight", "biases");
-    assert!(keys.contains(&(biases, Dtype::F16, vec![6, 2])), "{keys:?}");
+    assert!(keys.contains(&(biases, Dtype::F16, vec![6, 3])), "{keys:?}");
     let config = fs::read_to_string(output.join("config.json")).unwrap();
     assert!(config.contains("\"group_size\": 64"), "{config}");
     // MLX has no groups of whole rows, and no trits.

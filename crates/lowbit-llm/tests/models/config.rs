@@ -72,6 +72,49 @@ fn windows_of_qwen_follow_their_switch() {
 }
 
 #[test]
+fn experts_are_read_under_both_names() {
+    let experts = |changes: Value| parse(changes).experts.unwrap();
+    let kv = json!({ "model_type": "mixtral", "num_key_value_heads": 2 });
+    let mixtral = |more: Value| {
+        let mut all = kv.clone();
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    let shown = experts(mixtral(json!({})));
+    assert_eq!((shown.count, shown.routing.top, shown.routing.normalize), (8, 2, true));
+    assert_eq!((shown.intermediate_size, shown.layers), (56, vec![true; 3]));
+    for name in ["num_experts", "num_local_experts"] {
+        assert_eq!(experts(mixtral(json!({ name: 5 }))).count, 5);
+    }
+    let config = parse(mixtral(json!({})));
+    assert_eq!((config.rms_norm_eps, config.windows), (1e-5, vec![None; 3]));
+    assert_eq!(parse(json!({})).experts.map(|experts| experts.count), None);
+
+    let qwen = |more: Value| {
+        let mut all = json!({ "model_type": "qwen3_moe" });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        experts(all)
+    };
+    let shown = qwen(json!({}));
+    assert_eq!((shown.count, shown.routing.top, shown.routing.normalize), (128, 8, false));
+    assert_eq!((shown.intermediate_size, shown.layers), (768, vec![true; 3]));
+    let some = qwen(json!({ "decoder_sparse_step": 2, "norm_topk_prob": true }));
+    assert_eq!((some.layers, some.routing.normalize), (vec![false, true, false], true));
+    assert_eq!(qwen(json!({ "mlp_only_layers": [2, 7] })).layers, [true, true, false]);
+
+    let (field, line) = refused(mixtral(json!({ "num_experts_per_tok": 9 })));
+    assert!(field == "num_experts_per_tok" && line.contains('8'), "{line}");
+    for (field, value) in [
+        ("num_experts", json!(0)),
+        ("decoder_sparse_step", json!(0)),
+        ("mlp_only_layers", json!(1)),
+    ] {
+        let (named, _) = refused(json!({ "model_type": "qwen3_moe", field: value }));
+        assert_eq!(named, field);
+    }
+}
+
+#[test]
 fn tokens_and_types_come_in_several_spellings() {
     assert_eq!(parse(json!({ "eos_token_id": 2 })).eos_token_ids, [2]);
     assert_eq!(parse(json!({ "eos_token_id": [2, 5] })).eos_token_ids, [2, 5]);

@@ -12,6 +12,7 @@ use lowbit_llm::{Checkpoint, Config, Model};
 use serde_json::json;
 
 use crate::counting::Counting;
+use crate::logits::{MODELS, words};
 use crate::{cpu, golden, golden_json, load};
 
 fn model() -> Model {
@@ -66,6 +67,20 @@ fn greedy_takes_the_likeliest_token_each_time() {
         &mut go_on,
     );
     assert_eq!(again.unwrap().tokens, expected);
+}
+
+/// Eight tokens, and what transformers makes of them.
+#[test]
+fn greedy_tokens_are_those_of_transformers() {
+    for name in MODELS {
+        let expected: Vec<u32> =
+            words(name, "greedy").into_iter().map(u32::from_le_bytes).collect();
+        let model = load(&golden(name)).unwrap();
+        let mut session = Session::new(&model, expected.len()).unwrap();
+        let options = options(expected.len() - 8);
+        let answer = session.generate(&expected[..8], &options, &mut go_on).unwrap();
+        assert_eq!(answer.tokens, expected[8..], "{name}");
+    }
 }
 
 /// A device may queue a whole token: the model waits for it once, and greedy for one number.

@@ -7,26 +7,31 @@ use serde_json::json;
 
 use crate::{golden, load, repository, with_config};
 
-const MODELS: [&str; 7] = [
+pub const MODELS: [&str; 10] = [
     "llama-linear-rope-biases",
     "llama-llama3-rope",
     "mistral-window",
+    "mixtral",
     "qwen2-tied",
     "qwen2-window",
     "qwen3",
+    "qwen3-moe",
+    "qwen3-moe-window-biases",
     "qwen3-window-biases",
 ];
 
-/// The input that transformers was given, and its logits, `[T, V]`.
-fn expected(name: &str) -> (Vec<u32>, Vec<f32>) {
+/// A tensor that transformers gave, in words.
+pub fn words(name: &str, tensor: &str) -> Vec<[u8; 4]> {
     let bytes = std::fs::read(golden(name).join("logits.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let words = |tensor: &str| -> Vec<[u8; 4]> {
-        let data = file.tensor(tensor).unwrap().data();
-        data.chunks_exact(4).map(|word| word.try_into().unwrap()).collect()
-    };
-    let ids = words("ids").into_iter().map(u32::from_le_bytes).collect();
-    (ids, words("logits").into_iter().map(f32::from_le_bytes).collect())
+    let data = file.tensor(tensor).unwrap().data();
+    data.chunks_exact(4).map(|word| word.try_into().unwrap()).collect()
+}
+
+/// The input that transformers was given, and its logits, `[T, V]`.
+fn expected(name: &str) -> (Vec<u32>, Vec<f32>) {
+    let ids = words(name, "ids").into_iter().map(u32::from_le_bytes).collect();
+    (ids, words(name, "logits").into_iter().map(f32::from_le_bytes).collect())
 }
 
 /// Logits of every position, where the passes end at these positions.
@@ -84,6 +89,12 @@ fn every_setting_matters() {
         ("qwen2-window", json!({ "max_window_layers": 2 })),
         ("qwen2-window", json!({ "use_sliding_window": false })),
         ("qwen2-window", json!({ "tie_word_embeddings": true })),
+        ("mixtral", json!({ "num_experts_per_tok": 1 })),
+        ("mixtral", json!({ "sliding_window": null })),
+        ("qwen3-moe", json!({ "num_experts_per_tok": 3 })),
+        ("qwen3-moe", json!({ "norm_topk_prob": false })),
+        ("qwen3-moe-window-biases", json!({ "norm_topk_prob": true })),
+        ("qwen3-moe-window-biases", json!({ "use_sliding_window": false })),
         ("qwen3-window-biases", json!({ "layer_types": null, "max_window_layers": 2 })),
         ("llama-llama3-rope", json!({ "rope_scaling": null })),
         ("llama-linear-rope-biases", json!({ "rope_scaling": null })),
@@ -104,6 +115,13 @@ fn weights_that_do_not_fit_the_config_are_named() {
             "mistral-window",
             json!({ "num_hidden_layers": 3 }),
             "model.layers.2.input_layernorm.weight",
+        ),
+        ("qwen3-moe", json!({ "decoder_sparse_step": 1 }), "model.layers.0.mlp.gate.weight"),
+        ("qwen3-moe", json!({ "num_experts": 10 }), "model.layers.1.mlp.gate.weight"),
+        (
+            "qwen3-moe",
+            json!({ "moe_intermediate_size": 21 }),
+            "model.layers.1.mlp.experts.0.gate_proj.weight",
         ),
         ("qwen3", json!({ "head_dim": 8 }), "model.layers.0.self_attn.q_proj.weight"),
         ("qwen3", json!({ "vocab_size": 95 }), "model.embed_tokens.weight"),
@@ -151,15 +169,18 @@ fn a_model_needs_its_config() {
     assert!(error.contains("config.json"), "{error}");
 }
 
+/// What a tap saw.
+struct Seen(Vec<(String, Vec<usize>)>);
+
+impl Tap for Seen {
+    fn input(&mut self, weight: &str, x: &Tensor) -> Result<()> {
+        self.0.push((weight.into(), x.shape().to_vec()));
+        Ok(())
+    }
+}
+
 #[test]
 fn a_tap_sees_every_linear_layer_and_its_input() {
-    struct Seen(Vec<(String, Vec<usize>)>);
-    impl Tap for Seen {
-        fn input(&mut self, weight: &str, x: &Tensor) -> Result<()> {
-            self.0.push((weight.into(), x.shape().to_vec()));
-            Ok(())
-        }
-    }
     let checkpoint = Checkpoint::open(&golden("qwen3")).unwrap();
     let model = load(&golden("qwen3")).unwrap();
     let mut seen = Seen(Vec::new());
@@ -172,6 +193,26 @@ fn a_tap_sees_every_linear_layer_and_its_input() {
     for (name, shape) in &seen.0 {
         let columns = checkpoint.entry(name).unwrap().shape[1];
         assert_eq!(shape, &[3, columns], "{name}");
+    }
+}
+
+/// Of a mixture, each expert sees the rows that were sent to it, and nothing else changes.
+#[test]
+fn a_tap_sees_what_each_expert_reads() {
+    let (ids, expected) = expected("mixtral");
+    let model = load(&golden("mixtral")).unwrap();
+    let (mut seen, mut cache) = (Seen(Vec::new()), model.new_cache(40).unwrap());
+    let logits = model.forward(&ids, &mut cache, Logits::All, Some(&mut seen)).unwrap();
+    assert!(furthest(&model.device().read(&logits).unwrap(), &expected) < 1e-4);
+    let rows = |layer: usize, part: &str| -> Vec<usize> {
+        let of_layer = format!("model.layers.{layer}.block_sparse_moe.experts.");
+        let mine = |name: &str| name.starts_with(&of_layer) && name.ends_with(part);
+        seen.0.iter().filter(|(name, _)| mine(name)).map(|(_, shape)| shape[0]).collect()
+    };
+    for layer in 0..2 {
+        let rows = ["w1.weight", "w2.weight", "w3.weight"].map(|part| rows(layer, part));
+        assert!(rows[0].len() > 1 && rows[0] == rows[1] && rows[0] == rows[2], "{rows:?}");
+        assert_eq!(rows[0].iter().sum::<usize>(), 2 * ids.len());
     }
 }
 
@@ -212,6 +253,17 @@ fn size_counts_tied_weights_once() {
     let checkpoint = Checkpoint::open(&golden("qwen2-tied")).unwrap();
     let bytes: u64 = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
     assert_eq!((tied.bytes(), tied.bits_per_weight()), (bytes, 16.0));
+}
+
+/// Two of five experts for a token, all for many.
+#[test]
+fn a_pass_reads_the_experts_that_tokens_choose() {
+    let model = load(&golden("mixtral")).unwrap();
+    let experts = 2 * 5 * 3 * 32 * 56 * 2;
+    assert_eq!(model.bytes_read(1), model.bytes() - experts / 5 * 3);
+    assert_eq!([3, usize::MAX].map(|tokens| model.bytes_read(tokens)), [model.bytes(); 2]);
+    let dense = load(&golden("qwen3")).unwrap();
+    assert_eq!(dense.bytes_read(1), dense.bytes());
 }
 
 #[test]

@@ -206,14 +206,14 @@ def by_name(name: str) -> Format:
     try:
         return ALL[name]
     except (KeyError, TypeError):
-        return _variant(name)
+        if isinstance(name, str) and "-v" in name:
+            return _variant(name)
+        known = ", ".join(ALL)
+        raise ValueError(f"quant_type: expected one of {known}, got {name!r}") from None
 
 
 @cache
 def _variant(name: str) -> Format:
-    known = ", ".join(ALL)
-    if not isinstance(name, str) or "-v" not in name:
-        raise ValueError(f"quant_type: expected one of {known}, got {name!r}")
     try:
         return _read(_native.format_by_name(name))
     except ValueError as error:

@@ -229,6 +229,11 @@ impl Cpu {
         Ok(())
     }
 
+    /// `dx = dy w` for any weight: `w: [N, K]`, `dy: [M, N]`, `dx: [M, K]`; all fit.
+    pub(crate) fn linear_transposed_f32(&self, w: &Weight, dy: &[f32], dx: &mut [f32]) {
+        transposed::linear_transposed(self.isa, &View::of(w), dy, dx);
+    }
+
     /// Row `row` of a weight in f32. `out: [K]`; both fit.
     pub(crate) fn decode_row(&self, w: &Weight, row: usize, out: &mut [f32]) {
         self.isa.run(DecodeRow { view: &View::of(w), row, col: 0, out });

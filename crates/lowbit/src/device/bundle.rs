@@ -49,7 +49,15 @@ pub fn gated<D: Device + ?Sized>(
     norm: Option<Norm<'_>>,
     bundle: &Tensor,
 ) -> Result<Tensor> {
-    match device.linears(x, norm, bundle)?.as_slice() {
+    gate(device, &device.linears(x, norm, bundle)?)
+}
+
+/// The first of two gates the second.
+///
+/// # Errors
+/// [`Error::Argument`] unless there are two; those of the device's operations.
+pub fn gate<D: Device + ?Sized>(device: &D, both: &[Tensor]) -> Result<Tensor> {
+    match both {
         [gate, up] => device.silu_mul(gate, up),
         several => Err(Error::argument(
             "gated",

@@ -1,7 +1,7 @@
 //! The checks of arguments that every device makes, so that all refuse the same.
 
-use super::{Attention, KvCache, Rope, Tensor};
-use crate::{Error, Result};
+use super::{Attention, KvCache, Rope, Routes, Routing, Tensor};
+use crate::{Error, Result, Weight};
 
 fn refuse(op: &'static str, expected: String, got: String) -> Error {
     Error::argument(op, expected, got, "check the model's configuration")
@@ -83,6 +83,62 @@ pub fn shape(op: &'static str, x: &Tensor, expected: &[usize]) -> Result<()> {
 /// As [`ids`].
 pub fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
     shape(op, b, a.shape())
+}
+
+/// Experts have as many weights each, and of the same shapes.
+///
+/// # Errors
+/// As [`ids`].
+pub fn experts(experts: &[Vec<Weight>]) -> Result<()> {
+    let shapes = |weights: &Vec<Weight>| -> Vec<Vec<usize>> {
+        weights.iter().map(|weight| weight.shape().to_vec()).collect()
+    };
+    let all: Vec<_> = experts.iter().map(shapes).collect();
+    match all.iter().find(|shapes| **shapes != all[0] || shapes.iter().any(|s| s.len() != 2)) {
+        None => Ok(()),
+        Some(other) => {
+            let expected = format!("matrices of the same shapes for every expert: {:?}", all[0]);
+            Err(refuse("experts", expected, format!("{other:?}")))
+        }
+    }
+}
+
+/// Each row can choose as many of `count` experts.
+///
+/// # Errors
+/// As [`ids`].
+pub fn routing(count: usize, routing: Routing) -> Result<()> {
+    if (1..=count).contains(&routing.top) {
+        return Ok(());
+    }
+    Err(refuse("route", format!("1..={count} experts a row"), routing.top.to_string()))
+}
+
+/// `x: [T, K]` or `[T * top, K]`, where the routes have `T` rows; how many places read a row of it.
+///
+/// # Errors
+/// As [`ids`].
+pub fn routed(x: &Tensor, routes: &Routes) -> Result<usize> {
+    let Routes { rows, top, .. } = *routes;
+    match x.rows_cols().0 {
+        have if have == rows => Ok(top),
+        have if have == rows * top => Ok(1),
+        _ => {
+            let expected = format!("x of {rows} or {} rows", rows * top);
+            Err(refuse("linear_experts", expected, format!("{:?}", x.shape())))
+        }
+    }
+}
+
+/// `y: [T * top, C]` is what experts gave for routes of `to: [T, C]`; rows and columns of that.
+///
+/// # Errors
+/// As [`ids`].
+pub fn mix(y: &Tensor, routes: &Routes, to: &Tensor) -> Result<(usize, usize)> {
+    const OP: &str = "mix_experts";
+    let (_, cols) = y.rows_cols();
+    shape(OP, to, &[routes.rows, cols])?;
+    shape(OP, y, &[routes.rows * routes.top, cols]).map(|()| (routes.rows, cols))
 }
 
 /// `x` has rows `start .. start + rows`.

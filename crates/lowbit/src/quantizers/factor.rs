@@ -4,16 +4,17 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-/// What is added to the diagonal, as a part of its mean: inputs that never vary have no curvature.
-const DAMPING: f64 = 0.01;
+/// What is added to the diagonal, as a part of its mean: inputs that never vary have no curvature, and
+/// those that a model will see vary more than those of a text, the fewer bits the more.
+const DAMPING: f64 = 0.3;
 /// Columns that a thread takes at once.
 const COLUMNS: usize = 256;
 
-/// The upper triangle `U: [K, K]` with `gram⁻¹ = Uᵀ U`, for a damped `gram: [K, K]`.
+/// The upper triangle `U: [K, K]` with `gram⁻¹ = Uᵀ U`, for a damped `gram: [K, K]`, and the damping.
 ///
 /// # Errors
 /// [`Error::Argument`] if that is no matrix of inner products.
-pub(super) fn inverse_root(gram: &[f32], k: usize) -> Result<Vec<f32>> {
+pub(super) fn inverse_root(gram: &[f32], k: usize) -> Result<(Vec<f32>, f32)> {
     let diagonal = || (0..k).map(|i| f64::from(gram[i * k + i]));
     let mean = diagonal().sum::<f64>() / k.max(1) as f64;
     let damping = if mean > 0.0 { DAMPING * mean } else { 1.0 };
@@ -71,7 +72,7 @@ pub(super) fn inverse_root(gram: &[f32], k: usize) -> Result<Vec<f32>> {
             }
         }
     }
-    Ok(u)
+    Ok((u, damping as f32))
 }
 
 #[cfg(test)]
@@ -92,11 +93,10 @@ mod tests {
                     }
                 }
             }
-            let u = inverse_root(&gram, k).unwrap();
-            let mean = (0..k).map(|i| gram[i * k + i]).sum::<f32>() / k as f32;
+            let (u, damping) = inverse_root(&gram, k).unwrap();
             for i in 0..k {
                 assert!(u[i * k..i * k + i].iter().all(|v| *v == 0.0), "upper");
-                gram[i * k + i] += 0.01 * mean;
+                gram[i * k + i] += damping;
             }
             // U gram Uᵀ = 1.
             for i in (0..k).step_by(37) {

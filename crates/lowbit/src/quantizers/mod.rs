@@ -1,7 +1,8 @@
 //! Searches for codes and scales: what an [`Encoder`](crate::format::Encoder) alone does not find.
 //!
 //! Everything here is deterministic: the same weights, options and seed give the same bytes on every
-//! machine, whatever its instruction set and number of threads.
+//! machine, whatever its instruction set and number of threads; with [`Inputs::cross`], whose products
+//! are in f32, on those of one instruction set.
 
 mod factor;
 mod feedback;
@@ -48,24 +49,34 @@ impl Options {
     }
 }
 
-/// Quantizes `w: [N, K]` by the best way that is open: with error feedback, given the mean inner
-/// products `gram: [K, K]` of the inputs that the layer will see; else by a search where the format's
-/// codes need one or `fit` asks for it, else as [`crate::quantize`] does.
+/// Means of products of a layer's inputs, over a text.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// `[K, K]`: inner products of the columns `x` that the layer will see.
+    pub gram: &'a [f32],
+    /// `[K, K]`: products `gᵀ x` of what the layer was given in the original model, where that is
+    /// something else; then it aims at what the original made of it.
+    pub cross: Option<&'a [f32]>,
+}
+
+/// Quantizes `w: [N, K]` by the best way that is open: with error feedback, given the inputs that
+/// the layer will see; else by a search where the format's codes need one or `fit` asks for it,
+/// else as [`crate::quantize`] does.
 ///
 /// # Errors
-/// As [`crate::quantize`]; [`Error::Argument`] for a `gram` of another size or that is none.
+/// As [`crate::quantize`]; [`Error::Argument`] for inputs of another size or that are none.
 pub fn quantize(
     isa: Isa,
     format: &'static Format,
     w: &[f32],
     shape: &[usize],
     block_size: Option<usize>,
-    gram: Option<&[f32]>,
+    inputs: Option<&Inputs<'_>>,
     options: &Options,
 ) -> Result<QTensor> {
-    match (gram, format.values) {
-        (Some(gram), _) if !w.is_empty() => {
-            feedback::quantize(isa, format, w, shape, block_size, gram, options)
+    match (inputs, format.values) {
+        (Some(inputs), _) if !w.is_empty() => {
+            feedback::quantize(isa, format, w, shape, block_size, inputs, options)
         }
         (_, Values::Patterns { .. }) => {
             patterns::quantize(isa, format, w, shape, block_size, None, &options.search)

@@ -221,7 +221,7 @@ impl Coder {
             .zip(scales.par_chunks_mut(rows * blocks));
         pieces.for_each(|((w, codes), scales)| {
             let vectors = self.vectors(w, scales, importance);
-            let found = isa.run(Assign { book, length: self.length, vectors: &vectors });
+            let found = vectors.assign(isa, book);
             let rows = found.chunks_exact(self.per_row).zip(w.chunks_exact(g.k));
             let places = codes.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(blocks));
             for ((found, w), (codes, scales)) in rows.zip(places) {
@@ -281,7 +281,7 @@ impl Vectors {
         }
         let mut best = (f64::INFINITY, book.clone());
         for round in 0..=rounds {
-            let found = isa.run(Assign { book: &book, length: self.length, vectors: self });
+            let found = self.assign(isa, &book);
             let losses: Vec<f32> =
                 found.iter().enumerate().map(|(i, (_, a))| self.size(i) - a).collect();
             let loss: f64 = losses.iter().map(|l| f64::from(*l)).sum();
@@ -320,9 +320,15 @@ impl Vectors {
         }
     }
 
+    /// The best pattern of each vector by `a c` alone, and that.
+    fn assign(&self, isa: Isa, book: &[u16]) -> Vec<(u16, f32)> {
+        let (length, costs) = (self.length, Costs::default());
+        isa.run(Assign { book, length, vectors: self, costs })
+    }
+
     /// What each vector loses with the best of these patterns against its own signs.
     fn losses(&self, isa: Isa, book: &[u16]) -> Vec<f32> {
-        let found = isa.run(Assign { book, length: self.length, vectors: self });
+        let found = self.assign(isa, book);
         found.iter().enumerate().map(|(i, (_, along))| self.size(i) - along).collect()
     }
 
@@ -351,33 +357,45 @@ fn draw<'a>(
     })
 }
 
-/// The best pattern of each vector, and `a c` with it; of equal ones the first.
+/// The best pattern of each vector, and `a c` less its cost; of equal ones the first.
 pub(super) struct Assign<'a> {
     pub book: &'a [u16],
     pub length: usize,
     pub vectors: &'a Vectors,
+    pub costs: Costs<'a>,
+}
+
+/// What patterns cost by themselves: a number of the vector times one of the code, 0 for those that
+/// are left out.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Costs<'a> {
+    pub vectors: &'a [f32],
+    pub codes: &'a [f32],
 }
 
 impl Task for Assign<'_> {
     type Output = Vec<(u16, f32)>;
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Vec<(u16, f32)> {
-        let Assign { book, length, vectors } = self;
+        let Assign { book, length, vectors, costs } = self;
         let mut found = Vec::with_capacity(vectors.len.next_multiple_of(LANES));
         // `a c` is looked up as the sum of two halves.
         let low = length / 2;
         let mut halves = [vec![[0.0f32; LANES]; 1 << low], vec![[0.0; LANES]; 1 << (length - low)]];
-        for a in vectors.numbers.chunks_exact(length) {
+        for (at, a) in vectors.numbers.chunks_exact(length).enumerate() {
             for (half, a) in halves.iter_mut().zip([&a[..low], &a[low..]]) {
                 all_sums(a, half);
             }
+            let factors: [f32; LANES] =
+                std::array::from_fn(|i| costs.vectors.get(at * LANES + i).copied().unwrap_or(0.0));
             let mut best = [f32::NEG_INFINITY; LANES];
             let mut codes = [0u32; LANES];
             for (code, pattern) in book.iter().enumerate() {
                 let pattern = usize::from(*pattern);
+                let cost = costs.codes.get(code).copied().unwrap_or(0.0);
                 let (x, y) = (&halves[0][pattern & ((1 << low) - 1)], &halves[1][pattern >> low]);
                 for i in 0..LANES {
-                    let along = x[i] + y[i];
+                    let along = x[i] + y[i] - factors[i] * cost;
                     codes[i] = if along > best[i] { code as u32 } else { codes[i] };
                     best[i] = if along > best[i] { along } else { best[i] };
                 }

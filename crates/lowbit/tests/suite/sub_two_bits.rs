@@ -2,7 +2,7 @@
 
 use lowbit::conformance::Rng;
 use lowbit::cpu::{Isa, reference};
-use lowbit::quantizers::{Options, Search, patterns, quantize};
+use lowbit::quantizers::{Inputs, Options, Search, patterns, quantize};
 use lowbit::{Cpu, DType, Error, Format, QTensor, formats};
 
 /// Squared error over squared weights, and stored bits per weight.
@@ -78,8 +78,9 @@ fn fitted_scales_and_means_lose_less() {
     );
 }
 
-/// Mean squared error of a layer's outputs, over their mean square.
-fn output_error(q: &QTensor, w: &[f32], x: &[f32]) -> f64 {
+/// Mean squared error of a layer's outputs for the inputs `seen`, against what the original makes of
+/// those that it is `given`, over their mean square.
+fn output_error(q: &QTensor, w: &[f32], given: &[f32], seen: &[f32]) -> f64 {
     let (n, k) = (q.rows(), q.cols());
     let mut back = vec![0.0f32; w.len()];
     lowbit::dequantize(q, &mut back).unwrap();
@@ -87,10 +88,10 @@ fn output_error(q: &QTensor, w: &[f32], x: &[f32]) -> f64 {
         w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum()
     };
     let (mut error, mut total) = (0.0, 0.0);
-    for x in x.chunks_exact(k) {
+    for (given, seen) in given.chunks_exact(k).zip(seen.chunks_exact(k)) {
         for row in 0..n {
             let part = row * k..(row + 1) * k;
-            let (y, z) = (dot(&w[part.clone()], x), dot(&back[part], x));
+            let (y, z) = (dot(&w[part.clone()], given), dot(&back[part], seen));
             error += (y - z).powi(2);
             total += y.powi(2);
         }
@@ -98,29 +99,38 @@ fn output_error(q: &QTensor, w: &[f32], x: &[f32]) -> f64 {
     error / total
 }
 
+/// Inputs that hang together, as those of real layers do: mixtures of a few rows of `mix: [R, K]`,
+/// and a little of their own.
+fn mixed(rng: &mut Rng, mix: &[f32], rows: usize, k: usize) -> Vec<f32> {
+    let mut x = vec![0.0f32; rows * k];
+    for x in x.chunks_exact_mut(k) {
+        for mix in mix.chunks_exact(k) {
+            let part = rng.normal();
+            x.iter_mut().zip(mix).for_each(|(x, m)| *x += part * m);
+        }
+        x.iter_mut().for_each(|x| *x += 0.3 * rng.normal());
+    }
+    x
+}
+
+/// Mean of `aᵀ b` over the rows: `[K, K]`.
+fn products(a: &[f32], b: &[f32], k: usize) -> Vec<f32> {
+    let rows = (a.len() / k) as f32;
+    let mut products = vec![0.0f32; k * k];
+    for (a, b) in a.chunks_exact(k).zip(b.chunks_exact(k)) {
+        for (products, a) in products.chunks_exact_mut(k).zip(a) {
+            products.iter_mut().zip(b).for_each(|(p, b)| *p += a * b / rows);
+        }
+    }
+    products
+}
+
 #[test]
 fn feedback_loses_less_of_the_outputs_in_every_format() {
     let (n, k, rank) = (64, 160, 40);
     let (w, mix, mut rng) = (gauss(7, n * k), gauss(8, rank * k), Rng(9));
-    // Inputs that hang together, as those of real layers do.
-    let mut inputs = |rows: usize| -> Vec<f32> {
-        let mut x = vec![0.0f32; rows * k];
-        for x in x.chunks_exact_mut(k) {
-            for mix in mix.chunks_exact(k) {
-                let part = rng.normal();
-                x.iter_mut().zip(mix).for_each(|(x, m)| *x += part * m);
-            }
-            x.iter_mut().for_each(|x| *x += 0.3 * rng.normal());
-        }
-        x
-    };
-    let (seen, unseen) = (inputs(600), inputs(100));
-    let mut gram = vec![0.0f32; k * k];
-    for x in seen.chunks_exact(k) {
-        for (gram, a) in gram.chunks_exact_mut(k).zip(x) {
-            gram.iter_mut().zip(x).for_each(|(g, b)| *g += a * b / 600.0);
-        }
-    }
+    let (seen, unseen) = (mixed(&mut rng, &mix, 600, k), mixed(&mut rng, &mix, 100, k));
+    let mut gram = products(&seen, &seen, k);
     let crossing = formats::by_name("sub1-v16-c512").unwrap();
     let signed = |f: &&Format| f.codebook().is_none_or(|book| book.iter().any(|v| *v < 0.0));
     for format in formats::ALL.iter().copied().chain([crossing]).filter(signed) {
@@ -129,11 +139,14 @@ fn feedback_loses_less_of_the_outputs_in_every_format() {
             let run = |gram: Option<&[f32]>| {
                 let options = options(true, false);
                 let shape = [n, k];
-                quantize(Isa::best(), format, &w, &shape, block_size, gram, &options).unwrap()
+                let inputs = gram.map(|gram| Inputs { gram, cross: None });
+                quantize(Isa::best(), format, &w, &shape, block_size, inputs.as_ref(), &options)
+                    .unwrap()
             };
             let (plain, fed) = (run(None), run(Some(&gram)));
             assert_eq!(plain.bits_per_weight(), fed.bits_per_weight());
-            let (plain, fed) = (output_error(&plain, &w, &unseen), output_error(&fed, &w, &unseen));
+            let error = |q: &QTensor| output_error(q, &w, &unseen, &unseen);
+            let (plain, fed) = (error(&plain), error(&fed));
             let name = format.name;
             assert!(fed < 0.9 * plain, "{name} {block_size:?}: {fed:.4} against {plain:.4}");
         }
@@ -141,11 +154,45 @@ fn feedback_loses_less_of_the_outputs_in_every_format() {
     let bad = |gram: &[f32]| {
         let (format, shape) = (formats::by_name("t158").unwrap(), [n, k]);
         let options = options(true, false);
-        quantize(Isa::best(), format, &w, &shape, None, Some(gram), &options).unwrap_err()
+        let inputs = Inputs { gram, cross: None };
+        quantize(Isa::best(), format, &w, &shape, None, Some(&inputs), &options).unwrap_err()
     };
     assert!(bad(&gram[1..]).to_string().contains("inner products"));
     gram[3 * k + 3] = f32::NAN;
     assert!(matches!(bad(&gram), Error::NotFinite { index: 3, .. }));
+}
+
+/// Layers before have mixed the inputs up: each is a mixture of what the original gave and of that of
+/// the column before.
+#[test]
+fn a_layer_aims_at_what_the_original_gave() {
+    let (n, k, rank) = (64, 160, 40);
+    let (w, mix, mut rng) = (gauss(7, n * k), gauss(8, rank * k), Rng(9));
+    let mut inputs = |rows: usize| {
+        let given = mixed(&mut rng, &mix, rows, k);
+        let spoilt = |x: &[f32]| -> Vec<f32> {
+            (0..k).map(|i| 0.8 * x[i] + 0.4 * x[(i + k - 1) % k]).collect()
+        };
+        let seen: Vec<f32> = given.chunks_exact(k).flat_map(spoilt).collect();
+        (given, seen)
+    };
+    let ((given, seen), (given_later, seen_later)) = (inputs(600), inputs(100));
+    let (gram, cross) = (products(&seen, &seen, k), products(&given, &seen, k));
+    for name in ["nf4", "t158", "bin1", "sub1"] {
+        let format = formats::by_name(name).unwrap();
+        let error = |cross: Option<&[f32]>| {
+            let inputs = Inputs { gram: &gram, cross };
+            let options = options(true, false);
+            let q = quantize(Isa::best(), format, &w, &[n, k], None, Some(&inputs), &options);
+            output_error(&q.unwrap(), &w, &given_later, &seen_later)
+        };
+        let (own, aimed) = (error(None), error(Some(&cross)));
+        assert!(aimed < 0.9 * own, "{name}: {aimed:.4} against {own:.4}");
+    }
+    let short = Inputs { gram: &gram, cross: Some(&cross[1..]) };
+    let t158 = formats::by_name("t158").unwrap();
+    let error = quantize(Isa::best(), t158, &w, &[n, k], None, Some(&short), &options(true, false));
+    assert!(error.unwrap_err().to_string().contains("products of inputs"));
 }
 
 #[test]

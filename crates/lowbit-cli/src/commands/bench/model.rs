@@ -9,7 +9,7 @@ use clap::ArgGroup;
 use clap::builder::PossibleValuesParser;
 use lowbit::{DType, Format};
 use lowbit_llm::generate::{Generation, Options, Session};
-use lowbit_llm::models::Logits;
+use lowbit_llm::models::{Experts, Logits};
 use lowbit_llm::sampling::Sampling;
 use lowbit_llm::{Checkpoint, Config, Model};
 use regex::Regex;
@@ -252,7 +252,7 @@ fn record(
     on: &On,
     max_error: f64,
 ) -> Measured {
-    let (bytes, median) = (model.bytes() as f64, times.median());
+    let (bytes, median) = (model.bytes_read(tokens) as f64, times.median());
     let flops = flops(model.config(), tokens);
     let arithmetic = on.arithmetic(flops, subject.activations);
     let record = Record {
@@ -282,11 +282,20 @@ fn record(
 /// logits are computed.
 fn flops(config: &Config, tokens: usize) -> f64 {
     let size = |n: usize, k: usize| n as f64 * k as f64;
-    let attention = config.num_attention_heads + config.num_key_value_heads;
-    let layer = 2.0 * size(attention * config.head_dim, config.hidden_size)
-        + 3.0 * size(config.intermediate_size, config.hidden_size);
-    let head = size(config.vocab_size, config.hidden_size);
-    2.0 * (tokens as f64 * config.num_hidden_layers as f64 * layer + head)
+    let hidden = config.hidden_size;
+    let heads = config.num_attention_heads + config.num_key_value_heads;
+    let attention = 2.0 * size(heads * config.head_dim, hidden);
+    let mlp = |layer: usize| {
+        let has = |experts: &&Experts| experts.layers.get(layer) == Some(&true);
+        match config.experts.as_ref().filter(has) {
+            Some(Experts { count, routing, intermediate_size, .. }) => {
+                size(*count, hidden) + 3.0 * routing.top as f64 * size(*intermediate_size, hidden)
+            }
+            None => 3.0 * size(config.intermediate_size, hidden),
+        }
+    };
+    let layers: f64 = (0..config.num_hidden_layers).map(|layer| attention + mlp(layer)).sum();
+    2.0 * (tokens as f64 * layers + size(config.vocab_size, hidden))
 }
 
 /// The format, or the type, that most weights are in.

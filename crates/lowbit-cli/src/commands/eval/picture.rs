@@ -42,7 +42,14 @@ pub fn draw(rows: &[Row]) -> String {
         "middle",
         "bits per weight, scales and codebooks included",
     );
-    text(&mut svg, MARGIN[0] + 8.0, 32.0, "start", "KL divergence from the original, nats");
+    text(
+        &mut svg,
+        MARGIN[0] + 8.0,
+        32.0,
+        "start",
+        "KL divergence from the original, nats; filled points are calibrated",
+    );
+    let mut named = "";
     for (row, bits, kl) in points {
         let (Some(cx), Some(cy)) = (x.place(bits), y.place(kl)) else { continue };
         let fill = if row.calibrated { "#2a7ae2" } else { "none" };
@@ -51,8 +58,11 @@ pub fn draw(rows: &[Row]) -> String {
             "<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"5\" fill=\"{fill}\" stroke=\"#2a7ae2\" \
              stroke-width=\"2\"/>"
         );
-        let way = if row.calibrated { ", calibrated" } else { "" };
-        text(&mut svg, cx + 9.0, cy + 4.0, "start", &format!("{}{way}", row.format));
+        // One name for a format, beside the first of its points: more would cover other points.
+        if row.format != named {
+            text(&mut svg, cx + 9.0, cy + 4.0, "start", &row.format);
+            named = &row.format;
+        }
     }
     svg + "</svg>\n"
 }
@@ -123,7 +133,7 @@ mod tests {
         let svg = draw(&rows);
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<circle").count(), 2);
-        assert!(svg.contains(">nf4<") && svg.contains(">sub1, calibrated<"));
+        assert!(svg.contains(">nf4<") && svg.contains(">sub1<"));
         // Fewer bits are further left, less loss further down.
         let place = |name: &str, key: &str| -> f64 {
             let circle = svg.split(&format!(">{name}")).next().unwrap().rsplit("<circle").next();

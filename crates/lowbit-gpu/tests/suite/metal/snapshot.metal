@@ -5,8 +5,8 @@
 
 using metal::uint;
 
-typedef uint type_4[1];
-typedef float type_5[1];
+typedef uint type_6[1];
+typedef float type_7[1];
 struct Params {
     uint n;
     uint k;
@@ -26,14 +26,14 @@ struct Params {
     uint row_y;
     uint first_y;
 };
-struct type_6 {
+struct type_8 {
     float inner[16];
 };
 typedef metal::float2 X2_;
 typedef metal::float4 X4_;
 typedef metal::float2x4 X8_;
-typedef X8_ type_9[1];
-struct type_10 {
+typedef X8_ type_10[1];
+struct type_11 {
     metal::float2 inner[2048];
 };
 constant uint BITS = 4u;
@@ -45,6 +45,7 @@ constant bool IS_RADIX = false;
 constant bool HIGH_FIRST = true;
 constant uint HIGH_SHIFT = 4u;
 constant bool FLAT = true;
+constant uint STACKED = 1u;
 constant bool POW2_ = true;
 constant bool WORDS = true;
 constant bool DENSE = false;
@@ -71,6 +72,30 @@ uint bf16_bits(
     uint rounded_1 = ((bits_1 + 32767u) + ((bits_1 >> 16u) & 1u)) >> 16u;
     bool _e15 = is_nan(x_1);
     return _e15 ? ((bits_1 >> 16u) | 64u) : rounded_1;
+}
+
+metal::uint4 bf16_eight(
+    metal::float4 a,
+    metal::float4 b
+) {
+    metal::uint4 low_1 = as_type<metal::uint4>(a);
+    metal::uint4 high_1 = as_type<metal::uint4>(b);
+    metal::uint4 larger = metal::max(low_1 & metal::uint4(2147483647u), high_1 & metal::uint4(2147483647u));
+    if (metal::max(metal::max(larger.x, larger.y), metal::max(larger.z, larger.w)) > 2139095040u) {
+        uint _e21 = bf16_bits(a.x);
+        uint _e23 = bf16_bits(a.y);
+        uint _e28 = bf16_bits(a.z);
+        uint _e30 = bf16_bits(a.w);
+        uint _e35 = bf16_bits(b.x);
+        uint _e37 = bf16_bits(b.y);
+        uint _e42 = bf16_bits(b.z);
+        uint _e44 = bf16_bits(b.w);
+        return metal::uint4(_e21 | (_e23 << 16u), _e28 | (_e30 << 16u), _e35 | (_e37 << 16u), _e42 | (_e44 << 16u));
+    }
+    metal::uint4 l = (low_1 + metal::uint4(32767u)) + ((low_1 >> metal::uint4(16u)) & metal::uint4(1u));
+    metal::uint4 h = (high_1 + metal::uint4(32767u)) + ((high_1 >> metal::uint4(16u)) & metal::uint4(1u));
+    metal::uint4 evens = metal::uint4(l.xz, h.xz) >> metal::uint4(16u);
+    return evens | (metal::uint4(l.yw, h.yw) & metal::uint4(4294901760u));
 }
 
 uint f16_bits(
@@ -158,9 +183,39 @@ float rounded(
     return as_type<float>(as_type<uint>(x_4) ^ _e4);
 }
 
+metal::float4 rounded4_(
+    metal::float4 x_5,
+    constant Params& p
+) {
+    uint _e4 = p.zero;
+    return as_type<metal::float4>(as_type<metal::uint4>(x_5) ^ metal::uint4(_e4));
+}
+
+metal::float4 finished4_(
+    metal::float4 values,
+    float scale,
+    float mean,
+    constant Params& p
+) {
+    metal::float4 w = {};
+    metal::float4 _e4 = rounded4_(values * scale, p);
+    w = _e4;
+    if (HAS_UNIT) {
+        metal::float4 _e7 = w;
+        metal::float4 _e10 = rounded4_(_e7 * UNIT, p);
+        w = _e10;
+    }
+    if (HAS_MEAN) {
+        metal::float4 _e12 = w;
+        w = _e12 + metal::float4(mean);
+    }
+    metal::float4 _e15 = w;
+    return _e15;
+}
+
 float scale_of(
     uint block,
-    device type_5 const& scales
+    device type_7 const& scales
 ) {
     float _e3 = scales[block];
     return _e3;
@@ -175,31 +230,19 @@ float mean_of(
 float finish(
     float value,
     uint block_2,
-    device type_5 const& scales,
+    device type_7 const& scales,
     constant Params& p
 ) {
-    float w = {};
-    float _e2 = scale_of(block_2, scales);
-    float _e4 = rounded(value * _e2, p);
-    w = _e4;
-    if (HAS_UNIT) {
-        float _e7 = w;
-        float _e10 = rounded(_e7 * UNIT, p);
-        w = _e10;
-    }
-    if (HAS_MEAN) {
-        float _e12 = w;
-        float _e13 = mean_of(block_2);
-        w = _e12 + _e13;
-    }
-    float _e15 = w;
-    return _e15;
+    float _e3 = scale_of(block_2, scales);
+    float _e4 = mean_of(block_2);
+    metal::float4 _e5 = finished4_(metal::float4(value), _e3, _e4, p);
+    return _e5.x;
 }
 
 void load_table(
     uint thread_1,
-    device type_5 const& book,
-    threadgroup type_6& table
+    device type_7 const& book,
+    threadgroup type_8& table
 ) {
     uint i_1 = {};
     i_1 = thread_1;
@@ -229,7 +272,7 @@ void load_table(
 float value_at(
     uint code,
     uint i_2,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
     float _e7 = table.inner[(code * PER_CODE) + i_2];
     return _e7;
@@ -261,7 +304,7 @@ metal::float4 dense4_(
 
 uint code_byte(
     uint byte,
-    device type_4 const& codes
+    device type_6 const& codes
 ) {
     uint _e5 = codes[byte >> 2u];
     return (_e5 >> ((byte & 3u) * 8u)) & 255u;
@@ -270,7 +313,7 @@ uint code_byte(
 uint code_at(
     uint byte_1,
     uint index,
-    device type_4 const& codes
+    device type_6 const& codes
 ) {
     uint digits = {};
     uint i_5 = {};
@@ -301,11 +344,11 @@ uint code_at(
         uint _e20 = digits;
         return _e20 % RADIX;
     }
-    uint bit_1 = index * BITS;
-    uint first_4 = byte_1 + (bit_1 >> 3u);
+    uint bit_2 = index * BITS;
+    uint first_5 = byte_1 + (bit_2 >> 3u);
     if (false) {
-        uint _e29 = code_byte(first_4, codes);
-        uint _e32 = code_byte(first_4 + 1u, codes);
+        uint _e29 = code_byte(first_5, codes);
+        uint _e32 = code_byte(first_5 + 1u, codes);
         return _e29 | (_e32 << 8u);
     }
     if (false) {
@@ -315,12 +358,12 @@ uint code_at(
     }
     bool _e41 = local_2;
     if (_e41) {
-        uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_1 & 7u)) : (bit_1 & 7u);
-        uint _e50 = code_byte(first_4, codes);
+        uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_2 & 7u)) : (bit_2 & 7u);
+        uint _e50 = code_byte(first_5, codes);
         return (_e50 >> within) & MASK;
     }
-    uint last = byte_1 + (((bit_1 + BITS) - 1u) >> 3u);
-    i_6 = first_4;
+    uint last = byte_1 + (((bit_2 + BITS) - 1u) >> 3u);
+    i_6 = first_5;
     bool loop_init_2 = true;
     while(true) {
         if (!loop_init_2) {
@@ -338,50 +381,77 @@ uint code_at(
             uint _e67 = i_6;
             uint _e68 = code_byte(_e67, codes);
             uint _e69 = i_6;
-            window = _e66 | (_e68 << ((_e69 - first_4) * 8u));
+            window = _e66 | (_e68 << ((_e69 - first_5) * 8u));
         }
     }
     uint _e78 = window;
-    return (_e78 >> (bit_1 & 7u)) & MASK;
+    return (_e78 >> (bit_2 & 7u)) & MASK;
+}
+
+metal::float4 four_values(
+    uint word,
+    uint bit_1,
+    threadgroup type_8& table
+) {
+    uint _e2 = code_shift(bit_1);
+    float _e7 = value_at((word >> _e2) & MASK, 0u, table);
+    uint _e10 = code_shift(bit_1 + BITS);
+    float _e15 = value_at((word >> _e10) & MASK, 0u, table);
+    uint _e18 = code_shift(bit_1 + 8u);
+    float _e23 = value_at((word >> _e18) & MASK, 0u, table);
+    uint _e26 = code_shift(bit_1 + 12u);
+    float _e31 = value_at((word >> _e26) & MASK, 0u, table);
+    return metal::float4(_e7, _e15, _e23, _e31);
 }
 
 float weight(
     uint row_1,
     uint col_1,
-    device type_4 const& codes,
-    device type_5 const& scales,
+    device type_6 const& codes,
+    device type_7 const& scales,
     constant Params& p,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
+    uint first_1 = {};
+    uint index_1 = {};
     if (DENSE) {
         uint _e5 = p.k;
         float _e8 = dense_at((row_1 * _e5) + col_1);
         return _e8;
     }
     uint _e12 = p.row_bytes;
-    uint first_5 = false ? (row_1 * _e12) : 0u;
-    uint _e19 = p.k;
-    uint index_1 = col_1 + (FLAT ? (row_1 * _e19) : 0u);
-    uint _e26 = code_at(first_5, index_1 / PER_CODE, codes);
-    float _e29 = value_at(_e26, index_1 % PER_CODE, table);
-    uint _e30 = block_of(row_1, col_1, p);
-    float _e31 = finish(_e29, _e30, scales, p);
-    return _e31;
+    first_1 = false ? (row_1 * _e12) : 0u;
+    uint _e20 = p.k;
+    index_1 = col_1 + (FLAT ? (row_1 * _e20) : 0u);
+    if (false) {
+        uint _e29 = p.n;
+        uint rows = _e29 / STACKED;
+        uint _e35 = p.k;
+        first_1 = (row_1 % rows) * _e35;
+        index_1 = (col_1 * STACKED) + (row_1 / rows);
+    }
+    uint _e41 = first_1;
+    uint _e42 = index_1;
+    uint _e45 = code_at(_e41, _e42 / PER_CODE, codes);
+    uint _e46 = index_1;
+    float _e49 = value_at(_e45, _e46 % PER_CODE, table);
+    uint _e50 = block_of(row_1, col_1, p);
+    float _e51 = finish(_e49, _e50, scales, p);
+    return _e51;
 }
 
 metal::float4 weights4_(
     uint row_2,
     uint col_2,
-    device type_4 const& codes,
-    device type_5 const& scales,
+    device type_6 const& codes,
+    device type_7 const& scales,
     constant Params& p,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
     bool local_3 = {};
     metal::float4 w_2 = {};
     uint i_7 = 0u;
     metal::float4 w_3 = {};
-    uint i_8 = 0u;
     if (DENSE) {
         local_3 = WORDS;
     } else {
@@ -420,85 +490,46 @@ metal::float4 weights4_(
         metal::float4 _e35 = w_2;
         return _e35;
     }
-    uint bit_2 = col_2 * BITS;
-    uint _e41 = p.row_words;
-    uint word_1 = codes[(row_2 * _e41) + (bit_2 >> 5u)];
-    uint _e48 = block_of(row_2, col_2, p);
-    bool loop_init_4 = true;
-    while(true) {
-        if (!loop_init_4) {
-            uint _e68 = i_8;
-            i_8 = _e68 + 1u;
-        }
-        loop_init_4 = false;
-        uint _e52 = i_8;
-        if (_e52 < 4u) {
-        } else {
-            break;
-        }
-        {
-            uint _e55 = i_8;
-            uint _e59 = code_shift(bit_2 + (_e55 * BITS));
-            uint code_1 = (word_1 >> _e59) & MASK;
-            uint _e63 = i_8;
-            float _e66 = value_at(code_1, 0u, table);
-            w_3[_e63] = _e66;
-        }
-    }
-    metal::float4 _e70 = w_3;
-    float _e71 = scale_of(_e48, scales);
-    w_3 = _e70 * (_e71 * UNIT);
+    uint bit_3 = col_2 * BITS;
+    uint _e38 = block_of(row_2, col_2, p);
+    uint _e42 = p.row_words;
+    uint _e48 = codes[(row_2 * _e42) + (bit_3 >> 5u)];
+    metal::float4 _e49 = four_values(_e48, bit_3, table);
+    w_3 = _e49;
+    metal::float4 _e51 = w_3;
+    float _e52 = scale_of(_e38, scales);
+    w_3 = _e51 * (_e52 * UNIT);
     if (HAS_MEAN) {
-        metal::float4 _e76 = w_3;
-        float _e77 = mean_of(_e48);
-        w_3 = _e76 + metal::float4(_e77);
+        metal::float4 _e57 = w_3;
+        float _e58 = mean_of(_e38);
+        w_3 = _e57 + metal::float4(_e58);
     }
-    metal::float4 _e80 = w_3;
-    return _e80;
+    metal::float4 _e61 = w_3;
+    return _e61;
 }
 
 metal::float4 exact4_(
     uint row_3,
     uint col_3,
-    device type_4 const& codes,
-    device type_5 const& scales,
+    device type_6 const& codes,
+    device type_7 const& scales,
     constant Params& p,
-    threadgroup type_6& table
+    threadgroup type_8& table
 ) {
-    metal::float4 w_4 = {};
-    uint i_9 = 0u;
     if (DENSE) {
         uint _e5 = p.k;
         metal::float4 _e8 = dense4_((row_3 * _e5) + col_3);
         return _e8;
     }
-    uint bit_3 = col_3 * BITS;
-    uint _e14 = p.row_words;
-    uint word_2 = codes[(row_3 * _e14) + (bit_3 >> 5u)];
-    uint _e21 = block_of(row_3, col_3, p);
-    bool loop_init_5 = true;
-    while(true) {
-        if (!loop_init_5) {
-            uint _e42 = i_9;
-            i_9 = _e42 + 1u;
-        }
-        loop_init_5 = false;
-        uint _e25 = i_9;
-        if (_e25 < 4u) {
-        } else {
-            break;
-        }
-        {
-            uint _e28 = i_9;
-            uint _e30 = i_9;
-            uint _e34 = code_shift(bit_3 + (_e30 * BITS));
-            float _e39 = value_at((word_2 >> _e34) & MASK, 0u, table);
-            float _e40 = finish(_e39, _e21, scales, p);
-            w_4[_e28] = _e40;
-        }
-    }
-    metal::float4 _e44 = w_4;
-    return _e44;
+    uint bit_4 = col_3 * BITS;
+    uint _e11 = block_of(row_3, col_3, p);
+    uint _e15 = p.row_words;
+    uint _e21 = codes[(row_3 * _e15) + (bit_4 >> 5u)];
+    metal::float4 _e22 = four_values(_e21, bit_4, table);
+    float _e23 = scale_of(_e11, scales);
+    float _e24 = mean_of(_e11);
+    metal::float4 _e25 = finished4_(_e22, _e23, _e24, p);
+    return _e25;
 }
 
 metal::float2 x_unpack(
@@ -532,17 +563,17 @@ metal::float4 x_high(
 }
 
 X8_ x_eight(
-    metal::float4 a,
-    metal::float4 b
+    metal::float4 a_1,
+    metal::float4 b_1
 ) {
-    return X8_(a, b);
+    return X8_(a_1, b_1);
 }
 
 X8_ x_load(
-    uint i_10,
-    device type_9 const& x_5
+    uint i_8,
+    device type_10 const& x_6
 ) {
-    X8_ _e3 = x_5[i_10];
+    X8_ _e3 = x_6[i_8];
     return _e3;
 }
 
@@ -563,58 +594,115 @@ metal::float2 with_bias(
 }
 
 void y_store(
-    uint i_11,
+    uint i_9,
     metal::float2 v_7,
     bool second,
-    device type_5& y
+    device type_7& y
 ) {
-    y[i_11] = v_7.x;
+    y[i_9] = v_7.x;
     if (second) {
-        y[i_11 + 1u] = v_7.y;
+        y[i_9 + 1u] = v_7.y;
         return;
     } else {
         return;
     }
 }
 
-uint row_of(
-    uint first_1,
-    uint r,
+uint outs(
     constant Params& p
 ) {
-    if (IS_GATED) {
-        uint _e11 = p.n;
-        return ((first_1 / 2u) + (r % 2u)) + ((r >= 2u) ? (_e11 / 2u) : 0u);
-    }
-    return first_1 + r;
+    uint _e2 = p.n;
+    return _e2;
 }
 
-void put(
-    uint first_2,
-    uint r_1,
-    uint b_1,
-    metal::float2 sum,
-    constant Params& p,
-    device type_5& y
+uint x_row(
+    uint b_2,
+    uint place,
+    constant Params& p
+) {
+    uint _e4 = p.first_x;
+    uint _e8 = p.m;
+    return metal::min(_e4 + b_2, _e8 - 1u);
+}
+
+uint part_row(
+    uint row_4,
+    uint place_1
+) {
+    return row_4;
+}
+
+bool has_y(
+    uint row_5,
+    uint b_3,
+    uint place_2,
+    constant Params& p
 ) {
     bool local_4 = {};
-    uint row_4 = first_2 + r_1;
-    uint _e7 = p.first_x;
-    uint m = _e7 + b_1;
-    uint _e11 = p.m;
-    if (m < _e11) {
-        uint _e17 = p.n;
-        local_4 = row_4 < _e17;
+    uint _e5 = p.first_x;
+    uint _e9 = p.m;
+    if ((_e5 + b_3) < _e9) {
+        uint _e15 = p.n;
+        local_4 = row_5 < _e15;
     } else {
         local_4 = false;
     }
-    bool _e20 = local_4;
-    if (_e20) {
-        uint _e23 = p.row_y;
-        uint _e27 = p.first_y;
-        metal::float2 _e30 = with_bias(sum, row_4);
-        uint _e35 = p.n;
-        y_store(((m * _e23) + _e27) + row_4, _e30, (row_4 + 1u) < _e35, y);
+    bool _e18 = local_4;
+    return _e18;
+}
+
+uint y_at(
+    uint row_6,
+    uint b_4,
+    uint place_3,
+    constant Params& p
+) {
+    uint _e5 = p.first_x;
+    uint _e9 = p.row_y;
+    uint _e13 = p.first_y;
+    return (((_e5 + b_4) * _e9) + _e13) + row_6;
+}
+
+uint row_of(
+    uint first_2,
+    uint r,
+    uint place_4,
+    constant Params& p
+) {
+    if (IS_GATED) {
+        uint _e10 = outs(p);
+        uint _e17 = part_row(((first_2 / 2u) + (r % 2u)) + ((r >= 2u) ? (_e10 / 2u) : 0u), place_4);
+        return _e17;
+    }
+    uint _e19 = part_row(first_2 + r, place_4);
+    return _e19;
+}
+
+void put(
+    uint first_3,
+    uint r_1,
+    uint b_5,
+    uint place_5,
+    metal::float2 sum,
+    constant Params& p,
+    device type_7& y
+) {
+    bool local_5 = {};
+    uint row_7 = first_3 + r_1;
+    bool _e6 = has_y(row_7, b_5, place_5, p);
+    if (_e6) {
+        uint _e9 = outs(p);
+        bool second_1 = (row_7 + 1u) < _e9;
+        uint _e11 = y_at(row_7, b_5, place_5, p);
+        metal::float2 _e12 = with_bias(sum, row_7);
+        if (second_1) {
+            bool _e17 = has_y(row_7 + 1u, b_5, place_5, p);
+            local_5 = _e17;
+        } else {
+            local_5 = false;
+        }
+        bool _e19 = local_5;
+        y_store(_e11, _e12, _e19, y);
         return;
     } else {
         return;
@@ -622,24 +710,26 @@ void put(
 }
 
 void put_gated(
-    uint first_3,
+    uint first_4,
+    uint place_6,
     metal::float2 gate,
     metal::float2 up,
     constant Params& p,
-    device type_5& y
+    device type_7& y
 ) {
-    uint row_5 = first_3 / 2u;
-    uint _e7 = p.n;
-    if (first_3 < _e7) {
-        metal::float2 _e9 = with_bias(gate, row_5);
-        X2_ _e10 = x_pack(_e9);
-        metal::float2 _e11 = x_unpack(_e10);
-        uint _e14 = p.n;
-        metal::float2 _e18 = with_bias(up, row_5 + (_e14 / 2u));
-        X2_ _e19 = x_pack(_e18);
-        metal::float2 _e20 = x_unpack(_e19);
-        metal::float2 _e21 = silu(_e11);
-        y_store(row_5, _e21 * _e20, true, y);
+    uint row_8 = first_4 / 2u;
+    uint _e6 = outs(p);
+    if (first_4 < _e6) {
+        metal::float2 _e8 = with_bias(gate, row_8);
+        X2_ _e9 = x_pack(_e8);
+        metal::float2 _e10 = x_unpack(_e9);
+        uint _e11 = outs(p);
+        metal::float2 _e15 = with_bias(up, row_8 + (_e11 / 2u));
+        X2_ _e16 = x_pack(_e15);
+        metal::float2 _e17 = x_unpack(_e16);
+        uint _e18 = outs(p);
+        metal::float2 _e23 = silu(_e10);
+        y_store((place_6 * (_e18 / 2u)) + row_8, _e23 * _e17, true, y);
         return;
     } else {
         return;
@@ -647,17 +737,17 @@ void put_gated(
 }
 
 float dot8_(
-    uint word,
+    uint word_1,
     metal::float4 low,
     metal::float4 high,
     uint replica,
-    threadgroup type_10& pairs
+    threadgroup type_11& pairs
 ) {
     float sum_1 = {};
-    metal::float2 w0_ = pairs.inner[((word & 255u) * REPLICAS) + replica];
-    metal::float2 w1_ = pairs.inner[(((word >> 8u) & 255u) * REPLICAS) + replica];
-    metal::float2 w2_ = pairs.inner[(((word >> 16u) & 255u) * REPLICAS) + replica];
-    metal::float2 w3_ = pairs.inner[((word >> 24u) * REPLICAS) + replica];
+    metal::float2 w0_ = pairs.inner[((word_1 & 255u) * REPLICAS) + replica];
+    metal::float2 w1_ = pairs.inner[(((word_1 >> 8u) & 255u) * REPLICAS) + replica];
+    metal::float2 w2_ = pairs.inner[(((word_1 >> 16u) & 255u) * REPLICAS) + replica];
+    metal::float2 w3_ = pairs.inner[((word_1 >> 24u) * REPLICAS) + replica];
     sum_1 = w0_.x * low.x;
     float _e46 = sum_1;
     sum_1 = metal::fma(w0_.y, low.y, _e46);
@@ -685,14 +775,14 @@ struct gemv_pairsInput {
 , uint width [[threads_per_simdgroup]]
 , uint subgroup [[simdgroup_index_in_threadgroup]]
 , uint subgroups [[simdgroups_per_threadgroup]]
-, device type_4 const& codes [[buffer(0)]]
-, device type_5 const& scales [[buffer(1)]]
-, device type_5 const& book [[buffer(2)]]
+, device type_6 const& codes [[buffer(0)]]
+, device type_7 const& scales [[buffer(1)]]
+, device type_7 const& book [[buffer(2)]]
 , constant Params& p [[buffer(5)]]
-, device type_9 const& x_5 [[buffer(3)]]
-, device type_5& y [[buffer(4)]]
+, device type_10 const& x_6 [[buffer(3)]]
+, device type_7& y [[buffer(4)]]
 ) {
-    threadgroup type_10 pairs;
+    threadgroup type_11 pairs;
     uint i = {};
     uint first = {};
     uint word_0_0_ = {};
@@ -711,13 +801,13 @@ struct gemv_pairsInput {
     uint step = (groups.x * subgroups) * ROWS;
     uint start = ((group.x * subgroups) + subgroup) * ROWS;
     i = thread_;
-    bool loop_init_6 = true;
+    bool loop_init_4 = true;
     while(true) {
-        if (!loop_init_6) {
+        if (!loop_init_4) {
             uint _e45 = i;
             i = _e45 + GROUP;
         }
-        loop_init_6 = false;
+        loop_init_4 = false;
         uint _e22 = i;
         if (_e22 < PAIRS) {
         } else {
@@ -726,45 +816,45 @@ struct gemv_pairsInput {
         {
             uint _e25 = i;
             uint byte_2 = _e25 / REPLICAS;
-            float high_1 = book[byte_2 >> 4u];
-            float low_1 = book[byte_2 & 15u];
+            float high_2 = book[byte_2 >> 4u];
+            float low_2 = book[byte_2 & 15u];
             uint _e39 = i;
-            pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_1, low_1) : metal::float2(low_1, high_1);
+            pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_2, low_2) : metal::float2(low_2, high_2);
         }
     }
     prepare(thread_, lane, subgroup, subgroups);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     first = start;
-    bool loop_init_7 = true;
+    bool loop_init_5 = true;
     while(true) {
-        if (!loop_init_7) {
-            uint _e423 = first;
-            first = _e423 + step;
+        if (!loop_init_5) {
+            uint _e416 = first;
+            first = _e416 + step;
         }
-        loop_init_7 = false;
+        loop_init_5 = false;
         uint _e49 = first;
-        uint _e52 = p.n;
-        if (_e49 < _e52) {
+        uint _e50 = outs(p);
+        if (_e49 < _e50) {
         } else {
             break;
         }
         {
-            uint _e54 = first;
-            uint _e56 = row_of(_e54, 0u, p);
-            uint _e59 = p.n;
-            uint row_0_ = metal::min(_e56, _e59 - 1u);
+            uint _e52 = first;
+            uint _e55 = row_of(_e52, 0u, group.y, p);
+            uint _e58 = p.n;
+            uint row_0_ = metal::min(_e55, _e58 - 1u);
             uint base_0_ = row_0_ * words;
-            uint _e73 = codes[base_0_ + metal::min((0u * width) + lane, words - 1u)];
-            word_0_0_ = _e73;
-            uint _e84 = codes[base_0_ + metal::min((1u * width) + lane, words - 1u)];
-            word_0_1_ = _e84;
-            uint _e95 = codes[base_0_ + metal::min((2u * width) + lane, words - 1u)];
-            word_0_2_ = _e95;
-            uint _e106 = codes[base_0_ + metal::min((3u * width) + lane, words - 1u)];
-            word_0_3_ = _e106;
+            uint _e72 = codes[base_0_ + metal::min((0u * width) + lane, words - 1u)];
+            word_0_0_ = _e72;
+            uint _e83 = codes[base_0_ + metal::min((1u * width) + lane, words - 1u)];
+            word_0_1_ = _e83;
+            uint _e94 = codes[base_0_ + metal::min((2u * width) + lane, words - 1u)];
+            word_0_2_ = _e94;
+            uint _e105 = codes[base_0_ + metal::min((3u * width) + lane, words - 1u)];
+            word_0_3_ = _e105;
             sum_0_0_ = 0.0;
-            uint _e110 = first;
-            uint _e112 = row_of(_e110, 1u, p);
+            uint _e109 = first;
+            uint _e112 = row_of(_e109, 1u, group.y, p);
             uint _e115 = p.n;
             uint row_1_ = metal::min(_e112, _e115 - 1u);
             uint base_1_ = row_1_ * words;
@@ -777,142 +867,141 @@ struct gemv_pairsInput {
             uint _e162 = codes[base_1_ + metal::min((3u * width) + lane, words - 1u)];
             word_1_3_ = _e162;
             sum_1_0_ = 0.0;
-            uint _e168 = p.first_x;
-            uint _e173 = p.m;
-            uint x_0_ = metal::min(_e168 + 0u, _e173 - 1u) * words;
+            uint _e168 = x_row(0u, group.y, p);
+            uint x_0_ = _e168 * words;
             c = lane;
-            bool loop_init_8 = true;
+            bool loop_init_6 = true;
             while(true) {
-                if (!loop_init_8) {
-                    uint _e405 = c;
-                    c = _e405 + (4u * width);
+                if (!loop_init_6) {
+                    uint _e397 = c;
+                    c = _e397 + (4u * width);
                 }
-                loop_init_8 = false;
-                uint _e179 = c;
-                if (_e179 < words) {
+                loop_init_6 = false;
+                uint _e171 = c;
+                if (_e171 < words) {
                 } else {
                     break;
                 }
                 {
-                    uint _e181 = c;
-                    uint at_0_ = metal::min(_e181 + (0u * width), words - 1u);
-                    uint _e188 = c;
-                    uint ahead_0_ = metal::min(_e188 + (4u * width), words - 1u);
+                    uint _e173 = c;
+                    uint at_0_ = metal::min(_e173 + (0u * width), words - 1u);
+                    uint _e180 = c;
+                    uint ahead_0_ = metal::min(_e180 + (4u * width), words - 1u);
                     uint next_0_0_ = codes[base_0_ + ahead_0_];
-                    uint _e201 = block_of(row_0_, at_0_ * 8u, p);
-                    float _e202 = scale_of(_e201, scales);
-                    uint _e203 = c;
-                    float scale_0_0_ = ((_e203 + (0u * width)) < words) ? _e202 : 0.0;
+                    uint _e193 = block_of(row_0_, at_0_ * 8u, p);
+                    float _e194 = scale_of(_e193, scales);
+                    uint _e195 = c;
+                    float scale_0_0_ = ((_e195 + (0u * width)) < words) ? _e194 : 0.0;
                     uint next_1_0_ = codes[base_1_ + ahead_0_];
-                    uint _e216 = block_of(row_1_, at_0_ * 8u, p);
-                    float _e217 = scale_of(_e216, scales);
-                    uint _e218 = c;
-                    float scale_1_0_ = ((_e218 + (0u * width)) < words) ? _e217 : 0.0;
-                    uint _e225 = c;
-                    uint at_1_ = metal::min(_e225 + (1u * width), words - 1u);
-                    uint _e232 = c;
-                    uint ahead_1_ = metal::min(_e232 + (5u * width), words - 1u);
+                    uint _e208 = block_of(row_1_, at_0_ * 8u, p);
+                    float _e209 = scale_of(_e208, scales);
+                    uint _e210 = c;
+                    float scale_1_0_ = ((_e210 + (0u * width)) < words) ? _e209 : 0.0;
+                    uint _e217 = c;
+                    uint at_1_ = metal::min(_e217 + (1u * width), words - 1u);
+                    uint _e224 = c;
+                    uint ahead_1_ = metal::min(_e224 + (5u * width), words - 1u);
                     uint next_0_1_ = codes[base_0_ + ahead_1_];
-                    uint _e245 = block_of(row_0_, at_1_ * 8u, p);
-                    float _e246 = scale_of(_e245, scales);
-                    uint _e247 = c;
-                    float scale_0_1_ = ((_e247 + (1u * width)) < words) ? _e246 : 0.0;
+                    uint _e237 = block_of(row_0_, at_1_ * 8u, p);
+                    float _e238 = scale_of(_e237, scales);
+                    uint _e239 = c;
+                    float scale_0_1_ = ((_e239 + (1u * width)) < words) ? _e238 : 0.0;
                     uint next_1_1_ = codes[base_1_ + ahead_1_];
-                    uint _e260 = block_of(row_1_, at_1_ * 8u, p);
-                    float _e261 = scale_of(_e260, scales);
-                    uint _e262 = c;
-                    float scale_1_1_ = ((_e262 + (1u * width)) < words) ? _e261 : 0.0;
-                    uint _e269 = c;
-                    uint at_2_ = metal::min(_e269 + (2u * width), words - 1u);
-                    uint _e276 = c;
-                    uint ahead_2_ = metal::min(_e276 + (6u * width), words - 1u);
+                    uint _e252 = block_of(row_1_, at_1_ * 8u, p);
+                    float _e253 = scale_of(_e252, scales);
+                    uint _e254 = c;
+                    float scale_1_1_ = ((_e254 + (1u * width)) < words) ? _e253 : 0.0;
+                    uint _e261 = c;
+                    uint at_2_ = metal::min(_e261 + (2u * width), words - 1u);
+                    uint _e268 = c;
+                    uint ahead_2_ = metal::min(_e268 + (6u * width), words - 1u);
                     uint next_0_2_ = codes[base_0_ + ahead_2_];
-                    uint _e289 = block_of(row_0_, at_2_ * 8u, p);
-                    float _e290 = scale_of(_e289, scales);
-                    uint _e291 = c;
-                    float scale_0_2_ = ((_e291 + (2u * width)) < words) ? _e290 : 0.0;
+                    uint _e281 = block_of(row_0_, at_2_ * 8u, p);
+                    float _e282 = scale_of(_e281, scales);
+                    uint _e283 = c;
+                    float scale_0_2_ = ((_e283 + (2u * width)) < words) ? _e282 : 0.0;
                     uint next_1_2_ = codes[base_1_ + ahead_2_];
-                    uint _e304 = block_of(row_1_, at_2_ * 8u, p);
-                    float _e305 = scale_of(_e304, scales);
-                    uint _e306 = c;
-                    float scale_1_2_ = ((_e306 + (2u * width)) < words) ? _e305 : 0.0;
-                    uint _e313 = c;
-                    uint at_3_ = metal::min(_e313 + (3u * width), words - 1u);
-                    uint _e320 = c;
-                    uint ahead_3_ = metal::min(_e320 + (7u * width), words - 1u);
+                    uint _e296 = block_of(row_1_, at_2_ * 8u, p);
+                    float _e297 = scale_of(_e296, scales);
+                    uint _e298 = c;
+                    float scale_1_2_ = ((_e298 + (2u * width)) < words) ? _e297 : 0.0;
+                    uint _e305 = c;
+                    uint at_3_ = metal::min(_e305 + (3u * width), words - 1u);
+                    uint _e312 = c;
+                    uint ahead_3_ = metal::min(_e312 + (7u * width), words - 1u);
                     uint next_0_3_ = codes[base_0_ + ahead_3_];
-                    uint _e333 = block_of(row_0_, at_3_ * 8u, p);
-                    float _e334 = scale_of(_e333, scales);
-                    uint _e335 = c;
-                    float scale_0_3_ = ((_e335 + (3u * width)) < words) ? _e334 : 0.0;
+                    uint _e325 = block_of(row_0_, at_3_ * 8u, p);
+                    float _e326 = scale_of(_e325, scales);
+                    uint _e327 = c;
+                    float scale_0_3_ = ((_e327 + (3u * width)) < words) ? _e326 : 0.0;
                     uint next_1_3_ = codes[base_1_ + ahead_3_];
-                    uint _e348 = block_of(row_1_, at_3_ * 8u, p);
-                    float _e349 = scale_of(_e348, scales);
-                    uint _e350 = c;
-                    float scale_1_3_ = ((_e350 + (3u * width)) < words) ? _e349 : 0.0;
-                    X8_ _e358 = x_load(x_0_ + at_0_, x_5);
-                    metal::float4 _e359 = x_low(_e358);
-                    metal::float4 _e360 = x_high(_e358);
-                    uint _e361 = word_0_0_;
-                    float _e362 = dot8_(_e361, _e359, _e360, replica_1, pairs);
-                    float _e363 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e362, scale_0_0_, _e363);
-                    uint _e365 = word_1_0_;
-                    float _e366 = dot8_(_e365, _e359, _e360, replica_1, pairs);
-                    float _e367 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e366, scale_1_0_, _e367);
+                    uint _e340 = block_of(row_1_, at_3_ * 8u, p);
+                    float _e341 = scale_of(_e340, scales);
+                    uint _e342 = c;
+                    float scale_1_3_ = ((_e342 + (3u * width)) < words) ? _e341 : 0.0;
+                    X8_ _e350 = x_load(x_0_ + at_0_, x_6);
+                    metal::float4 _e351 = x_low(_e350);
+                    metal::float4 _e352 = x_high(_e350);
+                    uint _e353 = word_0_0_;
+                    float _e354 = dot8_(_e353, _e351, _e352, replica_1, pairs);
+                    float _e355 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e354, scale_0_0_, _e355);
+                    uint _e357 = word_1_0_;
+                    float _e358 = dot8_(_e357, _e351, _e352, replica_1, pairs);
+                    float _e359 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e358, scale_1_0_, _e359);
                     word_0_0_ = next_0_0_;
                     word_1_0_ = next_1_0_;
-                    X8_ _e370 = x_load(x_0_ + at_1_, x_5);
-                    metal::float4 _e371 = x_low(_e370);
-                    metal::float4 _e372 = x_high(_e370);
-                    uint _e373 = word_0_1_;
-                    float _e374 = dot8_(_e373, _e371, _e372, replica_1, pairs);
-                    float _e375 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e374, scale_0_1_, _e375);
-                    uint _e377 = word_1_1_;
-                    float _e378 = dot8_(_e377, _e371, _e372, replica_1, pairs);
-                    float _e379 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e378, scale_1_1_, _e379);
+                    X8_ _e362 = x_load(x_0_ + at_1_, x_6);
+                    metal::float4 _e363 = x_low(_e362);
+                    metal::float4 _e364 = x_high(_e362);
+                    uint _e365 = word_0_1_;
+                    float _e366 = dot8_(_e365, _e363, _e364, replica_1, pairs);
+                    float _e367 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e366, scale_0_1_, _e367);
+                    uint _e369 = word_1_1_;
+                    float _e370 = dot8_(_e369, _e363, _e364, replica_1, pairs);
+                    float _e371 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e370, scale_1_1_, _e371);
                     word_0_1_ = next_0_1_;
                     word_1_1_ = next_1_1_;
-                    X8_ _e382 = x_load(x_0_ + at_2_, x_5);
-                    metal::float4 _e383 = x_low(_e382);
-                    metal::float4 _e384 = x_high(_e382);
-                    uint _e385 = word_0_2_;
-                    float _e386 = dot8_(_e385, _e383, _e384, replica_1, pairs);
-                    float _e387 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e386, scale_0_2_, _e387);
-                    uint _e389 = word_1_2_;
-                    float _e390 = dot8_(_e389, _e383, _e384, replica_1, pairs);
-                    float _e391 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e390, scale_1_2_, _e391);
+                    X8_ _e374 = x_load(x_0_ + at_2_, x_6);
+                    metal::float4 _e375 = x_low(_e374);
+                    metal::float4 _e376 = x_high(_e374);
+                    uint _e377 = word_0_2_;
+                    float _e378 = dot8_(_e377, _e375, _e376, replica_1, pairs);
+                    float _e379 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e378, scale_0_2_, _e379);
+                    uint _e381 = word_1_2_;
+                    float _e382 = dot8_(_e381, _e375, _e376, replica_1, pairs);
+                    float _e383 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e382, scale_1_2_, _e383);
                     word_0_2_ = next_0_2_;
                     word_1_2_ = next_1_2_;
-                    X8_ _e394 = x_load(x_0_ + at_3_, x_5);
-                    metal::float4 _e395 = x_low(_e394);
-                    metal::float4 _e396 = x_high(_e394);
-                    uint _e397 = word_0_3_;
-                    float _e398 = dot8_(_e397, _e395, _e396, replica_1, pairs);
-                    float _e399 = sum_0_0_;
-                    sum_0_0_ = metal::fma(_e398, scale_0_3_, _e399);
-                    uint _e401 = word_1_3_;
-                    float _e402 = dot8_(_e401, _e395, _e396, replica_1, pairs);
-                    float _e403 = sum_1_0_;
-                    sum_1_0_ = metal::fma(_e402, scale_1_3_, _e403);
+                    X8_ _e386 = x_load(x_0_ + at_3_, x_6);
+                    metal::float4 _e387 = x_low(_e386);
+                    metal::float4 _e388 = x_high(_e386);
+                    uint _e389 = word_0_3_;
+                    float _e390 = dot8_(_e389, _e387, _e388, replica_1, pairs);
+                    float _e391 = sum_0_0_;
+                    sum_0_0_ = metal::fma(_e390, scale_0_3_, _e391);
+                    uint _e393 = word_1_3_;
+                    float _e394 = dot8_(_e393, _e387, _e388, replica_1, pairs);
+                    float _e395 = sum_1_0_;
+                    sum_1_0_ = metal::fma(_e394, scale_1_3_, _e395);
                     word_0_3_ = next_0_3_;
                     word_1_3_ = next_1_3_;
                 }
             }
-            float _e409 = sum_0_0_;
-            float unnamed = metal::simd_sum(_e409);
+            float _e401 = sum_0_0_;
+            float unnamed = metal::simd_sum(_e401);
             float total_0_0_ = unnamed * UNIT;
-            float _e413 = sum_1_0_;
-            float unnamed_1 = metal::simd_sum(_e413);
+            float _e405 = sum_1_0_;
+            float unnamed_1 = metal::simd_sum(_e405);
             float total_1_0_ = unnamed_1 * UNIT;
             if (lane == 0u) {
-                uint _e419 = first;
-                put(_e419, 0u, 0u, metal::float2(total_0_0_, total_1_0_), p, y);
+                uint _e411 = first;
+                put(_e411, 0u, 0u, group.y, metal::float2(total_0_0_, total_1_0_), p, y);
             }
         }
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowbit import formats
 from lowbit.backends import PackedWeight
 
 _NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -24,6 +25,12 @@ def check_f32(t: Tensor, name: str) -> None:
     """Refuse what is not float32."""
     if t.dtype is not torch.float32:
         raise TypeError(f"{name}: expected torch.float32, got {t.dtype}")
+
+
+def has_half_scales(w: PackedWeight) -> bool:
+    """Whether scales are f16, as only those may be that are mean magnitudes."""
+    halves = w.nested_absmax is None and w.scales.dtype is torch.float16
+    return halves and formats.by_name(w.format).scales_are_means
 
 
 def check_bias(bias: Tensor, x: Tensor) -> None:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from lowbit import _native, formats
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
-from lowbit.backends.checks import check_bias, check_f32, dtype_name, rows_and_columns
+from lowbit.backends.checks import (
+    check_bias,
+    check_f32,
+    dtype_name,
+    has_half_scales,
+    rows_and_columns,
+)
 
 _threads = 0
 
@@ -49,6 +55,11 @@ def search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lowbit::search`."""
     _follow_torch()
+    dtype_name(w, "w")
+    if importance is not None and not importance.is_floating_point():
+        raise TypeError(f"importance: expected a floating point dtype, got {importance.dtype}")
+    if seed < 0:
+        raise ValueError(f"seed: expected a number from 0 on, got {seed}")
     device, w = w.device, w.to("cpu", torch.float32).contiguous()
     entry = formats.by_name(format)
     g = entry.geometry(w.shape, block_size)
@@ -305,10 +316,9 @@ def _floats(t: Tensor, name: str) -> _native.Region:
 
 def _scales(w: PackedWeight, nested: bool) -> tuple[_native.Region, bool]:
     """The scales, and whether they are f16."""
-    entry = formats.by_name(w.format)
-    if nested or entry.scales_are_bytes:
+    if nested or formats.by_name(w.format).scales_are_bytes:
         return _bytes(w.scales, "scales"), False
-    if entry.scales_are_means and w.scales.dtype is torch.float16:
+    if has_half_scales(w):
         return _region(w.scales, "scales"), True
     return _floats(w.scales, "scales"), False
 

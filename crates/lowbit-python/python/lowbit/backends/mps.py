@@ -18,7 +18,13 @@ from torch import Tensor
 
 from lowbit import _native, formats
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
-from lowbit.backends.checks import check_bias, check_f32, dtype_name, rows_and_columns
+from lowbit.backends.checks import (
+    check_bias,
+    check_f32,
+    dtype_name,
+    has_half_scales,
+    rows_and_columns,
+)
 from lowbit.backends.dense import int8_linear, int8_matmul, int8_rescale, sparse_matmul
 
 __all__ = [
@@ -61,7 +67,10 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
             f"quantize: expected finite values, got {w.flatten()[index].item()} at index {index}; "
             "repair the tensor or leave it unquantized"
         )
-    return codes, scales.to(torch.uint8) if entry.scales_are_bytes else scales
+    if entry.scales_are_means:
+        # At most the largest that f16 stores, not infinity.
+        scales = scales.clamp(max=torch.finfo(torch.float16).max)
+    return codes, scales.to(entry.scale_dtype)
 
 
 def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,14 +233,13 @@ def _last_is(t: Tensor, length: int, name: str) -> Tensor:
 def _description(w: PackedWeight) -> _native.Description:
     """What a plan depends on."""
     nested = w.nested_block_size if w.nested_absmax is not None else None
-    own = (w.codebook is not None, w.scales.dtype is torch.float16, w.means is not None)
+    own = (w.codebook is not None, has_half_scales(w), w.means is not None)
     return w.format, tuple(w.shape), w.block_size, nested, own
 
 
 def _parts(w: PackedWeight) -> dict[str, Tensor]:
     """A weight's tensors under the names that a plan has for them."""
     parts = {"codes": w.codes, "scales": w.scales}
-    byte_scales = formats.by_name(w.format).scales_are_bytes
     if w.nested_absmax is not None:
         if w.nested_map is None or w.nested_offset is None:
             raise ValueError(
@@ -244,7 +252,7 @@ def _parts(w: PackedWeight) -> dict[str, Tensor]:
         offset = w.nested_offset.reshape(1).expand(absmax.shape)
         parts["nested_absmax"] = torch.stack([absmax, offset], dim=1)
         parts["nested_map"] = w.nested_map
-    elif not byte_scales and w.scales.dtype is not torch.float16:
+    elif not formats.by_name(w.format).scales_are_bytes and not has_half_scales(w):
         check_f32(w.scales, "scales")
     for name, part in (("codebook", w.codebook), ("means", w.means)):
         if part is not None:
@@ -264,7 +272,7 @@ def _powers(w: PackedWeight) -> Tensor:
     elif entry.scales_are_bytes:
         scale = torch.exp2(w.scales.to(torch.int32).amax().float() - 127.0)
     else:
-        scale = w.scales.abs().amax()
+        scale = w.scales.abs().amax().float()
     if w.codebook is not None:
         scale = scale * w.codebook.abs().amax()
     else:

@@ -30,10 +30,18 @@ from lowbit.state import packed_key
 
 METHOD = "lowbit"
 
-_STATES = [packed_key(f) for f in formats.ALL.values() if f.library is not None]
-_PARTS = ["nested_absmax", "nested_quant_map", "quant_map", "absmax", "means", *_STATES]
-_NAMES = ["weight", *(f"weight.{part}" for part in _PARTS), *checkpoint.BESIDE_WEIGHT]
-"""Under which a checkpoint stores a weight. A longer one before those that it ends like."""
+_PARTS = ["nested_absmax", "nested_quant_map", "quant_map", "absmax", "means"]
+
+
+def _names(entry: formats.Format) -> list[str]:
+    """Under which a checkpoint stores a weight. A longer one before those that it ends like.
+
+    Those of other formats are among them, so that such a weight is refused by its format's name.
+    """
+    # A variant is not in the table, and its name begins like that of a format which is.
+    states = [packed_key(f) for f in (entry, *formats.ALL.values()) if f.library is not None]
+    parts = [*_PARTS, *dict.fromkeys(states)]
+    return ["weight", *(f"weight.{part}" for part in parts), *checkpoint.BESIDE_WEIGHT]
 
 
 @register_quantization_config(METHOD)
@@ -100,8 +108,12 @@ class LowbitHfQuantizer(HfQuantizer):
     """What transformers asks while it loads, saves or dequantizes a model."""
 
     quantization_config: LowbitConfig
-    # The tensors of one weight: transformers collects them for `Deserialize`.
-    serialized_names = {"weight": _NAMES}  # noqa: RUF012  # So it is declared there.
+
+    def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        # The tensors of one weight: transformers collects them for `Deserialize`.
+        entry = formats.by_name(quantization_config.quant_type)
+        self.serialized_names = {"weight": _names(entry)}
 
     @property
     def quantized_element_size(self) -> float:

@@ -1,0 +1,286 @@
+//! The kernels of products: what their text depends on, and how it is put together.
+
+use std::sync::Arc;
+
+use lowbit::DType;
+
+use super::{Around, GROUP};
+use crate::choose::Product;
+use crate::kernel::{Access, Builder, Kernel};
+use crate::matrix::Tiles;
+use crate::memo::Memo;
+use crate::unroll::unroll;
+use crate::weight::{GpuWeight, Kind, PARAMS};
+
+const GEMV_PAIRS: &str = include_str!("../kernels/gemv_pairs.wgsl");
+const GEMV_SPANS: &str = include_str!("../kernels/gemv_spans.wgsl");
+const GEMV: &str = include_str!("../kernels/gemv.wgsl");
+const GEMV_PUT: &str = include_str!("../kernels/gemv_put.wgsl");
+const GEMV_NORM: &str = include_str!("../kernels/gemv_norm.wgsl");
+const GEMM: &str = include_str!("../kernels/gemm.wgsl");
+const ROWS_ALL: &str = include_str!("../kernels/rows_all.wgsl");
+const ROWS_OF_EXPERT: &str = include_str!("../kernels/rows_of_expert.wgsl");
+const TILES_ALL: &str = include_str!("../kernels/tiles_all.wgsl");
+const TILES_OF_EXPERT: &str = include_str!("../kernels/tiles_of_expert.wgsl");
+
+/// Four activations, or eight, as `gemv_norm.wgsl` norms them.
+const UNIT_4: &str = "\
+fn unit_square(v: X4) -> f32 {
+    let x = x_unpack4(v);
+    return dot(x, x);
+}
+fn unit_scaled(v: X4, i: u32, factor: f32) -> X4 {
+    let x = x_unpack4(v) * (factor * factors[i]);
+    return X4(x_pack(x.xy), x_pack(x.zw));
+}";
+const UNIT_8: &str = "\
+fn unit_square(v: X8) -> f32 {
+    let low = x_low(v);
+    let high = x_high(v);
+    return dot(low, low) + dot(high, high);
+}
+fn unit_scaled(v: X8, i: u32, factor: f32) -> X8 {
+    return x_eight(x_low(v) * (factor * factors[2u * i]), x_high(v) * (factor * factors[2u * i + 1u]));
+}";
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Output {
+    /// Rows of any length.
+    F32,
+    /// Two by two, in that type.
+    Pairs(DType),
+}
+
+impl Output {
+    pub fn dtype(self) -> DType {
+        match self {
+            Output::F32 => DType::F32,
+            Output::Pairs(dtype) => dtype,
+        }
+    }
+}
+
+/// How `m` rows of `n` results of a type are written: 16-bit rows of odd length would share words.
+pub(crate) fn output(dtype: DType, m: usize, n: usize) -> Output {
+    match dtype {
+        DType::F16 | DType::BF16 if m <= 1 || n % 2 == 0 => Output::Pairs(dtype),
+        _ => Output::F32,
+    }
+}
+
+/// What the text of a product depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Spec {
+    pub kind: Kind,
+    pub dtype: DType,
+    pub output: Output,
+    pub product: Product,
+    pub bias: bool,
+    /// Whether something is added in the end.
+    pub to: bool,
+    /// Whether the result is `silu` of the first half of its columns times the second: `[1, N / 2]`.
+    pub gated: bool,
+    /// Bits of eps, and K, where x is normed.
+    pub norm: Option<(u32, u32)>,
+    /// Rows of w that an expert has, and places that read a row of x, where rows choose experts.
+    pub experts: Option<[u32; 2]>,
+}
+
+impl Spec {
+    pub fn new<B: Clone>(
+        w: &GpuWeight<B>,
+        dtype: DType,
+        output: Output,
+        product: Product,
+        around: &Around<'_, B>,
+    ) -> Self {
+        let (_, k) = w.rows_cols();
+        Spec {
+            kind: *w.kind(),
+            dtype,
+            output,
+            product,
+            bias: around.bias.is_some(),
+            to: around.to.is_some(),
+            gated: false,
+            experts: None,
+            norm: around.norm.map(|(_, eps)| (eps.to_bits(), k as u32)),
+        }
+    }
+
+    /// Its kernel.
+    pub fn kernel(self) -> Arc<Kernel> {
+        static KERNELS: Memo<Spec> = Memo::new();
+        KERNELS.get(self, Spec::build)
+    }
+
+    /// What adds the pieces in which a product on matrix hardware left tiles.
+    pub fn merge(self, tiles: Tiles) -> Arc<Kernel> {
+        static KERNELS: Memo<Spec> = Memo::new();
+        KERNELS.get(self, |spec| {
+            let builder = Builder::new("gemm_merge").types().activations("X", spec.dtype);
+            tiles.merge(builder, |builder| spec.output(builder))
+        })
+    }
+
+    fn build(&self) -> Kernel {
+        let Spec { kind, dtype, product, .. } = *self;
+        let builder = |name| Builder::new(name).types();
+        let read = |builder: Builder, ty| builder.bind("x", Access::Read, ty);
+        match product {
+            Product::Gemv { rows, batch } => {
+                let builder = builder("gemv").weight(&kind, true).activations("X", dtype);
+                let builder =
+                    read(builder, "array<X4>").constant("CHUNK_BITS", kind.bits().min(4) * 32);
+                self.gemv(builder, [rows, batch, 128], 4, GEMV)
+            }
+            Product::GemvSpans { rows, batch } => {
+                let builder = builder("gemv_spans").weight(&kind, false).activations("X", dtype);
+                let [bytes, weights] = kind.span.unwrap_or([1, 4]);
+                let builder = read(builder, "array<X4>")
+                    .constant("SPAN", weights)
+                    .constant("PER_BYTE", weights / bytes);
+                self.gemv(builder, [rows, batch, 128], 4, GEMV_SPANS)
+            }
+            Product::GemvPairs { rows, batch, group, replicas } => {
+                let builder = builder("gemv_pairs").weight(&kind, false).activations("X", dtype);
+                let builder = read(builder, "array<X8>")
+                    .tag(replicas)
+                    .constant("REPLICAS", replicas)
+                    .constant("PAIRS", 256 * replicas);
+                self.gemv(builder, [rows, batch, group], 8, GEMV_PAIRS)
+            }
+            Product::Matrix { tiles, .. } => {
+                let inputs = builder("gemm_matrix")
+                    .weight(&kind, kind.has_nibble_vectors())
+                    .activations("X", dtype);
+                tiles.kernel(inputs, &kind, |builder| self.output(builder))
+            }
+            Product::Gemm | Product::Transposed => {
+                let transposed = product == Product::Transposed;
+                let name = if transposed { "gemm_transposed" } else { "gemm" };
+                let builder = builder(name).weight(&kind, false).activations("X", dtype);
+                let builder =
+                    self.output(read(builder, "array<X2>").flag("TRANSPOSED", transposed));
+                let builder = match self.experts {
+                    None => builder.text(TILES_ALL),
+                    Some(_) => builder
+                        .bind("order", Access::Read, "array<u32>")
+                        .bind("tiles", Access::Read, "array<u32>")
+                        .text(TILES_OF_EXPERT),
+                };
+                self.expert_sizes(builder).build(PARAMS, "gemm", GROUP, GEMM)
+            }
+        }
+    }
+
+    /// A kernel of subgroups that each take `rows` rows of weights and `batch` of activations, of which
+    /// it loads `unit` numbers at a time.
+    fn gemv(
+        &self,
+        builder: Builder,
+        [rows, batch, group]: [u32; 3],
+        unit: u32,
+        body: &str,
+    ) -> Kernel {
+        let builder = match self.norm {
+            None => builder.text(&format!(
+                "fn x_load(i: u32) -> X{unit} {{ return x[i]; }}\n\
+                 fn prepare(thread: u32, lane: u32, subgroup: u32, subgroups: u32) {{}}"
+            )),
+            Some((eps, k)) => builder
+                .tag(format!("norm{k}_{eps:x}"))
+                .bind("factors", Access::Read, "array<vec4<f32>>")
+                .constant("K", k)
+                .constant("UNITS", k / unit)
+                .text(&format!("const EPS = {:?}f;\nalias XUNIT = X{unit};", f32::from_bits(eps)))
+                .text(if unit == 4 { UNIT_4 } else { UNIT_8 })
+                .text(GEMV_NORM),
+        };
+        // Of four rows, two are the upper ones; of a gated product they belong together.
+        let plain = |there: bool| if there && !self.gated { batch } else { 0 };
+        let counts = [
+            ("ROWS", rows),
+            ("BATCH", batch),
+            ("LOWER", plain(true)),
+            ("UPPER", plain(rows == 4)),
+            ("GATED", u32::from(self.gated)),
+        ];
+        let builder = if self.gated { builder.tag("gated") } else { builder };
+        let entry = match self.product {
+            Product::GemvPairs { .. } => "gemv_pairs",
+            Product::GemvSpans { .. } => "gemv_spans",
+            _ => "gemv",
+        };
+        let builder = match self.experts {
+            None => self.output(builder).text(ROWS_ALL),
+            Some(_) => {
+                self.output(builder).bind("ids", Access::Read, "array<f32>").text(ROWS_OF_EXPERT)
+            }
+        };
+        self.expert_sizes(builder)
+            .tag(format!("{rows}x{batch}x{group}"))
+            .constant("ROWS", rows)
+            .constant("BATCH", batch)
+            .flag("IS_GATED", self.gated)
+            .text(GEMV_PUT)
+            .subgroups()
+            .build(PARAMS, entry, group, &unroll(body, &counts))
+    }
+
+    fn expert_sizes(&self, builder: Builder) -> Builder {
+        match self.experts {
+            None => builder,
+            Some([each, readers]) => builder
+                .tag(format!("experts{each}x{readers}"))
+                .constant("EACH", each)
+                .constant("READERS", readers),
+        }
+    }
+
+    /// What is added, and where results go.
+    fn output(&self, builder: Builder) -> Builder {
+        store(with_bias(builder, self.bias), self.output, self.to)
+    }
+}
+
+/// `with_bias`.
+fn with_bias(builder: Builder, bias: bool) -> Builder {
+    if !bias {
+        let same = "fn with_bias(v: vec2<f32>, n: u32) -> vec2<f32> { return v; }";
+        return builder.text(same);
+    }
+    builder.tag("bias").bind("bias", Access::Read, "array<X2>").text(
+        "fn with_bias(v: vec2<f32>, n: u32) -> vec2<f32> {\n    \
+         return v + x_unpack(bias[(p.first_y + n) >> 1u]);\n}",
+    )
+}
+
+/// Binds `y` and declares `y_store`, which writes number `i` and, where `second` says so, the next; with
+/// `to`, added to what is bound there.
+pub(super) fn store(builder: Builder, output: Output, to: bool) -> Builder {
+    let (builder, ty) = match output {
+        Output::F32 => (builder.tag("to_f32"), "array<f32>"),
+        Output::Pairs(dtype) => (builder.tag("to").activations("Y", dtype), "array<Y2>"),
+    };
+    let builder = match to {
+        true => builder.tag("add").bind("added_to", Access::Read, ty),
+        false => builder,
+    };
+    let pair = match to {
+        true => "y_pack(y_unpack(y_pack(v)) + y_unpack(added_to[i >> 1u]))",
+        false => "y_pack(v)",
+    };
+    let [first, second] = match to {
+        true => ["v.x + added_to[i]", "v.y + added_to[i + 1u]"],
+        false => ["v.x", "v.y"],
+    };
+    let head = "fn y_store(i: u32, v: vec2<f32>, second: bool)";
+    builder.bind("y", Access::ReadWrite, ty).text(&match output {
+        Output::F32 => format!(
+            "{head} {{\n    y[i] = {first};\n    if (second) {{\n        y[i + 1u] = {second};\n    }}\n}}"
+        ),
+        Output::Pairs(_) => format!("{head} {{ y[i >> 1u] = {pair}; }}"),
+    })
+}
