@@ -20,7 +20,9 @@ const PARALLEL_FROM: usize = 1 << 20;
 /// Rows of `w` that a thread takes at once: a tile of f32 fits half the first-level cache.
 const ROWS: usize = 8;
 /// The same for tiles of 16-bit integers.
-const ROWS16: usize = 32;
+const ROWS16: usize = 16;
+/// The same for one row of activations, which needs no tile.
+const ROWS_OF_ONE: usize = 32;
 /// The same where there are many rows of `x`; a multiple of a tile's.
 const ROWS_WIDE: usize = 8 * tile::ROWS;
 /// Rows of activations that are multiplied with all weights before the next are looked at: so many
@@ -52,7 +54,7 @@ pub(crate) fn linear(
     // As equal as whole groups of the rows that are multiplied at a time allow.
     let split = precision == DType::F32;
     let (batch, group) = match isa.run(Uses16 { m, split }) {
-        true => (BATCH, 6),
+        true => (BATCH, 4),
         false => (BATCH_WIDE, isa.run(Width)),
     };
     let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
@@ -90,7 +92,7 @@ fn multiply(
             pool.rows(yt, m, planes::ROWS_OF_THREAD, |first, y| isa.run(LookUp { p, first, y }));
         }
         (_, Some(p), _) if m == 1 => {
-            pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemv16 { p, first, y }));
+            pool.rows(yt, m, ROWS_OF_ONE, |first, y| isa.run(Gemv16 { p, first, y }));
         }
         (_, Some(p), _) => {
             pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y }));

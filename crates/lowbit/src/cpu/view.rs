@@ -200,11 +200,14 @@ impl<'a> View<'a> {
             decode_run(s, d, bytes, at, out);
             return blocks.scale(s, row, col, out);
         }
+        let ahead = out.len() * D::BITS / 8;
         let bytes = bytes[at * D::BITS / 8..].chunks(size * D::BITS / 8);
         for ((bytes, out), block) in bytes.zip(out.chunks_mut(size)).zip(block..) {
             let (scale, unit) = (s.splat(blocks.scales.get(block)), s.splat(blocks.unit));
             let bytes = bytes.chunks_exact(step * D::BITS / 8);
             for (bytes, out) in bytes.zip(out.chunks_exact_mut(step)) {
+                // Who decodes a part of a row comes back for the part after it.
+                s.prefetch(bytes, ahead);
                 let w = d.four(s, bytes);
                 for v in 0..4 {
                     s.store(s.mul(s.mul(w[v], scale), unit), &mut out[v * S::LANES..]);
