@@ -16,8 +16,6 @@ use super::view::{Aligned, Codes, View};
 /// Steps of a tile: 512 columns. Scales are kept in groups of so many.
 const STEPS: usize = 8;
 const COLS: usize = STEPS * STEP16;
-/// Rows of activations that share a load of weights.
-const MR: usize = 4;
 /// Bytes of a step of codes.
 const BYTES: usize = STEP16 / 2;
 /// Units of the second integer in one of the first, for activations and for weights.
@@ -265,11 +263,9 @@ impl Task for Gemm16<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match (self.p.low_first, self.p.block_shift.is_none()) {
-            (false, false) => self.with::<S, false, false>(s),
-            (false, true) => self.with::<S, false, true>(s),
-            (true, false) => self.with::<S, true, false>(s),
-            (true, true) => self.with::<S, true, true>(s),
+        match self.p.block_shift {
+            None => self.with::<S, true>(s),
+            Some(_) => self.with::<S, false>(s),
         }
     }
 }
@@ -277,7 +273,7 @@ impl Task for Gemm16<'_> {
 impl Gemm16<'_> {
     /// `HALVES`: blocks are half a step.
     #[inline(always)]
-    fn with<S: Simd, const LOW_FIRST: bool, const HALVES: bool>(self, s: S) {
+    fn with<S: Simd, const HALVES: bool>(self, s: S) {
         let Gemm16 { p, m, first, y } = self;
         let rows = y.len() / m;
         let table = s.nibbles16(&p.table);
@@ -286,12 +282,15 @@ impl Gemm16<'_> {
         let mut tile = Buffer::new(rows * COLS, 0i16);
         let mut scales = vec![[[0.0f32; STEPS]; 2]; rows];
         let mut sums = vec![s.splat(0.0); rows * m];
+        let (all_x, _) = p.x.as_chunks::<STEP16>();
+        let stride = p.stride / STEP16;
         for from in (0..p.steps).step_by(STEPS) {
             let steps = STEPS.min(p.steps - from);
             for (row, (tile, scales)) in tile.chunks_exact_mut(COLS).zip(&mut scales).enumerate() {
                 let codes = &p.rows.row(first + row)[from * BYTES..];
-                for (codes, w) in codes.chunks_exact(BYTES).zip(tile.chunks_exact_mut(STEP16)) {
-                    s.store_step(s.decode_step::<LOW_FIRST>(&table, codes), w);
+                match p.low_first {
+                    false => decode::<S, false>(s, &table, codes, tile),
+                    true => decode::<S, true>(s, &table, codes, tile),
                 }
                 let all = p.rows.scales(first + row, &mut buffer);
                 for step in 0..steps {
@@ -304,22 +303,23 @@ impl Gemm16<'_> {
                     }
                 }
             }
-            let tile = Tile { w: &tile, scales: &scales, steps };
+            let tile = Tile { w: tile.as_chunks().0, scales: &scales, m };
             let x = |i: usize| Row {
-                x: &p.x[i * p.stride + from * STEP16..][..steps * STEP16],
-                scales: &p.x_scales[i * padded + from..][..STEPS],
+                x: &all_x[i * stride + from..][..steps],
+                scales: &p.x_scales[i * padded + from..][..steps],
             };
             let mut i = 0;
             while i < m {
-                let sums = sums[i..].chunks_mut(m);
-                if i + MR <= m {
-                    let x: [Row<'_>; MR] = [x(i), x(i + 1), x(i + 2), x(i + 3)];
-                    tile.multiply::<S, MR, HALVES>(s, x, sums);
-                    i += MR;
-                } else {
-                    tile.multiply::<S, 1, HALVES>(s, [x(i)], sums);
-                    i += 1;
-                }
+                let sums = &mut sums[i..];
+                i += match m - i {
+                    4.. => tile.multiply::<S, 4, HALVES>(
+                        s,
+                        [x(i), x(i + 1), x(i + 2), x(i + 3)],
+                        sums,
+                    ),
+                    2.. => tile.multiply::<S, 2, HALVES>(s, [x(i), x(i + 1)], sums),
+                    _ => tile.multiply::<S, 1, HALVES>(s, [x(i)], sums),
+                };
             }
         }
         for (y, sum) in y.iter_mut().zip(&sums) {
@@ -328,47 +328,69 @@ impl Gemm16<'_> {
     }
 }
 
-/// Decoded weights `[rows, COLS]` and the scales of the halves of their steps.
-struct Tile<'a> {
-    w: &'a [i16],
-    scales: &'a [[[f32; STEPS]; 2]],
-    steps: usize,
+/// Decodes a row of a tile.
+#[inline(always)]
+fn decode<S: Simd, const LOW_FIRST: bool>(
+    s: S,
+    table: &S::Nibbles16,
+    codes: &[u8],
+    tile: &mut [i16],
+) {
+    for (codes, w) in codes.chunks_exact(BYTES).zip(tile.chunks_exact_mut(STEP16)) {
+        // What the next tile needs of this row comes while this tile is multiplied.
+        s.prefetch(codes, STEPS * BYTES);
+        s.store_step(s.decode_step::<LOW_FIRST>(table, codes), w);
+    }
 }
 
-/// A row of activations under a tile.
+/// Decoded weights `[rows, STEPS]` and the scales of the halves of their steps.
+struct Tile<'a> {
+    w: &'a [[i16; STEP16]],
+    scales: &'a [[[f32; STEPS]; 2]],
+    /// Rows of x, and so the distance of the sums of two rows of w.
+    m: usize,
+}
+
+/// A row of activations under a tile: as many steps and scales as there are.
 #[derive(Clone, Copy)]
 struct Row<'a> {
-    x: &'a [i16],
+    x: &'a [[i16; STEP16]],
     scales: &'a [f32],
 }
 
 impl Tile<'_> {
-    /// Adds the products of all rows of the tile with `R` rows of x to their sums, `R` at the
-    /// front of each chunk.
+    /// Adds the products of all rows of the tile with `R` rows of x to their sums; `R`.
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const HALVES: bool>(
         &self,
         s: S,
-        x: [Row<'_>; R],
-        sums: std::slice::ChunksMut<'_, S::F>,
-    ) {
-        let rows = self.w.chunks_exact(COLS).zip(self.scales).zip(sums);
+        mut x: [Row<'_>; R],
+        sums: &mut [S::F],
+    ) -> usize {
+        // All of one length that the compiler knows, so that the loop asks no more.
+        let steps = x[0].x.len().min(STEPS);
+        for x in &mut x {
+            *x = Row { x: &x.x[..steps], scales: &x.scales[..steps] };
+        }
+        let rows = self.w.chunks_exact(STEPS).zip(self.scales).zip(sums.chunks_mut(self.m));
         for ((w, scales), sums) in rows {
+            let w = &w[..steps];
             let mut acc = [s.splat(0.0); R];
             acc.copy_from_slice(&sums[..R]);
-            for step in 0..self.steps.min(STEPS) {
-                let w = s.load_step(&w[step * STEP16..]);
-                for i in 0..R {
-                    let of_x = x[i].scales[step];
+            for step in 0..steps {
+                let w = s.load_step(&w[step]);
+                for r in 0..R {
+                    let of_x = x[r].scales[step];
                     let scale = if HALVES {
                         s.scales(scales[0][step] * of_x, scales[1][step] * of_x)
                     } else {
                         s.scale(scales[0][step] * of_x)
                     };
-                    acc[i] = s.dot_step(acc[i], w, &x[i].x[step * STEP16..], scale);
+                    acc[r] = s.dot_step(acc[r], w, &x[r].x[step], scale);
                 }
             }
             sums[..R].copy_from_slice(&acc);
         }
+        R
     }
 }

@@ -48,7 +48,7 @@ impl Task for Gemv<'_> {
             Codes::Dense(DType::F32) => self.with(s, F32, rows),
             Codes::Dense(DType::F16) => self.with(s, F16, rows),
             Codes::Dense(DType::BF16) => self.with(s, BF16, rows),
-            Codes::Groups(_) | Codes::Other(_) => {}
+            Codes::Groups(_) | Codes::Apart { .. } | Codes::Other(_) => {}
         }
     }
 }

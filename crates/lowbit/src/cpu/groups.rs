@@ -2,11 +2,58 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::simd::bytes::{LOW_MIDDLE, LOW_TRITS, LOW_VALUES};
 use crate::format::{Layout, Packing};
 use crate::{Format, QTensor, pack};
 
 /// Most codes of a table that is worth making for a product.
 const MOST: usize = 512;
+
+/// How a byte of codes of one weight each is two digits, each with at most sixteen magnitudes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Digits {
+    /// Nibbles.
+    Nibbles,
+    /// Three trits and two. Values are symmetric, so of the three only the magnitude counts: of what is
+    /// above [`LOW_MIDDLE`].
+    Trits,
+}
+
+impl Digits {
+    fn of(format: &Format, book: &[f32]) -> Option<Self> {
+        match (format.packing, book) {
+            _ if format.weights_per_code != 1 => None,
+            (Packing::LowFirst, _) if format.code_bits < 4 && 8 % format.code_bits == 0 => {
+                Some(Digits::Nibbles)
+            }
+            (Packing::Radix { base: 3, per_byte: 5 }, [low, middle, high]) => {
+                (*middle == 0.0 && *low == -high).then_some(Digits::Trits)
+            }
+            _ => None,
+        }
+    }
+
+    /// Weights of the lower digit, of `length` in a byte.
+    pub fn split(self, length: usize) -> usize {
+        match self {
+            Digits::Nibbles => length / 2,
+            Digits::Trits => LOW_TRITS,
+        }
+    }
+
+    /// A byte whose lower digit, or upper one, is that of an entry of its table.
+    pub fn code(self, upper: bool, entry: usize) -> usize {
+        let (values, middle) = (usize::from(LOW_VALUES), usize::from(LOW_MIDDLE));
+        match (self, upper) {
+            (Digits::Nibbles, false) => entry,
+            (Digits::Nibbles, true) => entry << 4,
+            // Of the entries beyond the last only the upper tenth is looked up, for bytes that hold no
+            // five trits: as if there were a sixth.
+            (Digits::Trits, false) => middle + entry.min(middle),
+            (Digits::Trits, true) => values * (entry % 9) + middle,
+        }
+    }
+}
 
 /// What each code of a row stands for: always as many weights.
 #[derive(Debug, Clone)]
@@ -15,6 +62,8 @@ pub(crate) struct Groups {
     pub length: usize,
     /// Bits of a code, which lie as a little-endian stream.
     bits: usize,
+    /// How a byte is looked up in halves, if it can be.
+    pub digits: Option<Digits>,
     /// `[codes, length]`.
     values: Arc<[f32]>,
     /// `[length, codes]`, with as many codes as a power of two.
@@ -59,21 +108,32 @@ impl Groups {
             return None;
         }
         let codes = 1usize << bits;
-        let value = |code: usize, i: usize| match format.weights_per_code {
-            1 => {
-                let digit = pack::get(format.packing, format.code_bits, &[code as u8], i);
-                book.get(digit).copied().unwrap_or(0.0)
+        let mut values = vec![0.0; codes * length];
+        if format.weights_per_code == 1 {
+            for (i, value) in values.iter_mut().enumerate() {
+                let byte = [(i / length) as u8];
+                let digit = pack::get(format.packing, format.code_bits, &byte, i % length);
+                *value = book.get(digit).copied().unwrap_or(0.0);
             }
-            _ => book.get(code * length + i).copied().unwrap_or(0.0),
-        };
-        let values = (0..codes).flat_map(|code| (0..length).map(move |i| (code, i)));
-        let columns = (0..length).flat_map(|i| (0..codes).map(move |code| (code, i)));
-        Some(Groups {
-            length,
-            bits,
-            values: values.map(|(code, i)| value(code, i)).collect(),
-            columns: columns.map(|(code, i)| value(code, i)).collect(),
-        })
+        } else {
+            // Tables of the tensor, so this is done for every product.
+            for (value, of_book) in values.iter_mut().zip(book) {
+                *value = *of_book;
+            }
+        }
+        let mut columns = vec![0.0; codes * length];
+        for (i, column) in columns.chunks_exact_mut(codes).enumerate() {
+            for (out, value) in column.iter_mut().zip(values[i..].iter().step_by(length)) {
+                *out = *value;
+            }
+        }
+        let digits = Digits::of(format, book);
+        Some(Groups { length, bits, digits, values: values.into(), columns: columns.into() })
+    }
+
+    /// Weight `i` of a code.
+    pub fn value(&self, code: usize, i: usize) -> f32 {
+        self.values[code * self.length + i]
     }
 
     /// Number of codes.

@@ -8,6 +8,7 @@ use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
 use super::lookup;
+use super::planes::{self, LookUp};
 use super::simd::{Simd, Task};
 use super::tile;
 use super::view::View;
@@ -19,7 +20,9 @@ const PARALLEL_FROM: usize = 1 << 20;
 /// Rows of `w` that a thread takes at once: a tile of f32 fits half the first-level cache.
 const ROWS: usize = 8;
 /// The same for tiles of 16-bit integers.
-const ROWS16: usize = 32;
+const ROWS16: usize = 16;
+/// The same for one row of activations, which needs no tile.
+const ROWS_OF_ONE: usize = 32;
 /// The same where there are many rows of `x`; a multiple of a tile's.
 const ROWS_WIDE: usize = 8 * tile::ROWS;
 /// Rows of activations that are multiplied with all weights before the next are looked at: so many
@@ -51,7 +54,7 @@ pub(crate) fn linear(
     // As equal as whole groups of the rows that are multiplied at a time allow.
     let split = precision == DType::F32;
     let (batch, group) = match isa.run(Uses16 { m, split }) {
-        true => (BATCH, 6),
+        true => (BATCH, 4),
         false => (BATCH_WIDE, isa.run(Width)),
     };
     let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
@@ -81,26 +84,32 @@ fn multiply(
     } else {
         None
     };
-    let tables = if m == 1 { lookup::prepare(isa, view, x, pool) } else { None };
+    let planes = planes::prepare(isa, view, x, m, split, pool);
+    let tables = if planes.is_none() { lookup::prepare(isa, view, x, m, pool) } else { None };
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
-    let products = |yt: &mut [f32]| match (&sixteen, &tables) {
-        (Some(p), _) if m == 1 => {
-            pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemv16 { p, first, y }));
+    let products = |yt: &mut [f32]| match (&planes, &sixteen, &tables) {
+        (Some(p), _, _) => {
+            pool.rows(yt, m, planes::ROWS_OF_THREAD, |first, y| isa.run(LookUp { p, first, y }));
         }
-        (Some(p), _) => pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y })),
-        (None, Some(tables)) => {
+        (_, Some(p), _) if m == 1 => {
+            pool.rows(yt, m, ROWS_OF_ONE, |first, y| isa.run(Gemv16 { p, first, y }));
+        }
+        (_, Some(p), _) => {
+            pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y }));
+        }
+        (_, _, Some(tables)) => {
             pool.rows(yt, m, tables.rows(), |first, y| tables.multiply(first, y));
         }
-        (None, None) if m == 1 && Gemv::fits(isa, view) => {
+        _ if m == 1 && Gemv::fits(isa, view) => {
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemv { view, x, first, y }));
         }
-        (None, None) if k > 0 && fills(m, isa.run(Width)) => {
+        _ if k > 0 && fills(m, isa.run(Width)) => {
             let x = &tile::panels(x, m, k, isa.run(Width), pool);
             pool.rows(yt, m, ROWS_WIDE, |first, y| {
                 isa.run(GemmWide { view, x, m, first, y });
             });
         }
-        (None, None) => {
+        _ => {
             let x = &Gemm::pad(x, m, k);
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemm { view, x, m, first, y }));
         }

@@ -18,6 +18,7 @@ mod linear;
 mod lookup;
 pub mod measure;
 mod outliers;
+mod planes;
 mod quantize;
 pub mod reference;
 pub(crate) mod simd;

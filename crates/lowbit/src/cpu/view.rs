@@ -29,6 +29,8 @@ pub(crate) enum Codes<'a> {
     Ints,
     /// Codes that each stand for a group of weights.
     Groups(Groups),
+    /// A code of this row in each byte, beside those of other rows: `first + step * code`.
+    Apart { first: f32, step: f32, bits: usize },
     /// Any other packing, read code by code.
     Other(&'a QTensor),
     /// Numbers.
@@ -69,6 +71,12 @@ impl<'a> View<'a> {
             },
             (true, 8, Values::Integer(_)) if !q.has_own_codebook() => Codes::Ints,
             (true, 8, _) => book.try_into().map_or(Codes::Other(q), Codes::Bytes),
+            _ if geometry
+                .stacked
+                .is_some_and(|(_, rows)| rows * format.code_bits as usize == 8) =>
+            {
+                apart(q)
+            }
             _ => Groups::of(q).map_or(Codes::Other(q), Codes::Groups),
         };
         let blocks = Blocks { geometry, scales: q.scales(), means: q.means(), unit: format.unit };
@@ -81,7 +89,7 @@ impl<'a> View<'a> {
             Codes::Nibbles { .. } => 4,
             Codes::Bytes(_) | Codes::Ints => 8,
             Codes::Dense(dtype) => 8 * dtype.size(),
-            Codes::Groups(_) | Codes::Other(_) => 0,
+            Codes::Groups(_) | Codes::Apart { .. } | Codes::Other(_) => 0,
         }
     }
 
@@ -147,6 +155,14 @@ impl<'a> View<'a> {
                     blocks.scale(s, row, col, out);
                 }
             }
+            Codes::Apart { first, step, bits } => {
+                let (bytes, place) = self.run(row);
+                let bytes = &bytes[col..col + out.len()];
+                decode_apart(s, bytes, place * bits, (1 << bits) - 1, [*first, *step], out);
+                if let Some(blocks) = &self.blocks {
+                    blocks.scale(s, row, col, out);
+                }
+            }
             Codes::Other(q) => {
                 let (bytes, first) = self.run(row);
                 let stride = self.blocks.map_or(1, |b| b.geometry.stride());
@@ -184,11 +200,14 @@ impl<'a> View<'a> {
             decode_run(s, d, bytes, at, out);
             return blocks.scale(s, row, col, out);
         }
+        let ahead = out.len() * D::BITS / 8;
         let bytes = bytes[at * D::BITS / 8..].chunks(size * D::BITS / 8);
         for ((bytes, out), block) in bytes.zip(out.chunks_mut(size)).zip(block..) {
             let (scale, unit) = (s.splat(blocks.scales.get(block)), s.splat(blocks.unit));
             let bytes = bytes.chunks_exact(step * D::BITS / 8);
             for (bytes, out) in bytes.zip(out.chunks_exact_mut(step)) {
+                // Who decodes a part of a row comes back for the part after it.
+                s.prefetch(bytes, ahead);
                 let w = d.four(s, bytes);
                 for v in 0..4 {
                     s.store(s.mul(s.mul(w[v], scale), unit), &mut out[v * S::LANES..]);
@@ -414,6 +433,50 @@ fn decode_run<S: Simd, D: Decode<S>>(s: S, d: D, bytes: &[u8], at: usize, out: &
     }
     for (i, o) in out.iter_mut().enumerate().skip(whole) {
         *o = d.one(bytes, i);
+    }
+}
+
+/// Codes that lie a byte apart, if their values are evenly spaced.
+fn apart(q: &QTensor) -> Codes<'_> {
+    let (book, bits) = (q.codebook(), q.format().code_bits as usize);
+    let one_each = q.format().weights_per_code == 1 && q.format().packing == Packing::LowFirst;
+    match book {
+        [first, second, ..] if one_each && bits < 8 => {
+            let (first, step) = (*first, *second - *first);
+            let even = book.iter().enumerate().all(|(code, v)| *v == first + step * code as f32);
+            if even { Codes::Apart { first, step, bits } } else { Codes::Other(q) }
+        }
+        _ => Codes::Other(q),
+    }
+}
+
+/// `first + step * (byte >> shift & mask)`.
+#[inline(always)]
+fn decode_apart<S: Simd>(
+    s: S,
+    bytes: &[u8],
+    shift: usize,
+    mask: u8,
+    [first, step]: [f32; 2],
+    out: &mut [f32],
+) {
+    const MOST: usize = 64;
+    let len = 4 * S::LANES;
+    let mut codes = [0u8; MOST];
+    for (bytes, out) in bytes.chunks(len).zip(out.chunks_mut(len)) {
+        for (code, byte) in codes[..len].iter_mut().zip(bytes) {
+            *code = byte >> shift & mask;
+        }
+        let values = s.decode_ints(&codes);
+        if out.len() == len {
+            for (v, out) in values.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
+                s.store(s.fma(v, s.splat(step), s.splat(first)), out);
+            }
+        } else {
+            for (code, out) in codes.iter().zip(out) {
+                *out = first + step * f32::from(*code);
+            }
+        }
     }
 }
 

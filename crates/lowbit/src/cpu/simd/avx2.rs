@@ -57,7 +57,7 @@ pub(crate) struct Ranks {
 impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = LANES;
-    const ROWS16: usize = usize::MAX;
+    const ROWS16: usize = 256;
     const SPLITS_F32: bool = true;
     const MANY_REGISTERS: bool = false;
 

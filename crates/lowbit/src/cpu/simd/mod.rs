@@ -14,11 +14,13 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod bytes;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 pub(crate) mod portable;
 
 use super::cells::Cells;
+use bytes::Bytes;
 
 /// Weights of one step of the 16-bit integer product.
 pub(crate) const STEP16: usize = 64;
@@ -38,7 +40,7 @@ pub(crate) trait Task {
 ///
 /// Slices may be longer than what a method reads or writes; shorter ones panic, which the kernels
 /// rule out by construction.
-pub(crate) trait Simd: Copy + Send + Sync + 'static {
+pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type F: Copy;
     /// Most rows of 16-bit activations for which 16-bit integers are faster than f32.

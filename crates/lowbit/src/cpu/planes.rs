@@ -1,0 +1,465 @@
+//! A few rows of activations and weights of less than two bits, by tables of sixteen.
+//!
+//! A byte of a weight is two digits of at most sixteen values: nibbles of bits, or two trits and three
+//! of which only the magnitude is looked up. What a digit contributes is worked out once for each row of
+//! activations, as an integer in planes of seven bits, and then looked up for sixteen rows of weights at
+//! a time, whose bytes are transposed for it. Sums of integers are exact; what is lost is the rounding of
+//! the entries: three planes keep 21 bits, about what f32 sums keep, two keep 14, as the other kernels do
+//! for 16-bit activations.
+
+use super::buffer::Buffer;
+use super::dispatch::Isa;
+use super::groups::{Digits, Groups};
+use super::linear::Pool;
+use super::lookup::block_sums;
+use super::simd::{Simd, Task};
+use super::view::{Blocks, Codes, View};
+
+/// Rows of weights that share a look-up: bytes of a part.
+const ROWS: usize = 16;
+/// Rows of weights that a thread takes at once.
+pub(crate) const ROWS_OF_THREAD: usize = 128;
+/// Most rows of activations for which this is worth it.
+const MOST: usize = 8;
+/// Bytes of a row whose tables are used for all rows of weights of a thread before the next.
+const TILE: usize = 512;
+/// Columns whose bytes fit a 16-bit sum.
+const COLUMNS: usize = 256;
+/// Fewest bytes of a tile, a multiple of every vector.
+const STEP: usize = 64;
+/// Entries of a table.
+const ENTRIES: usize = 16;
+/// Bits of a plane.
+const BITS: usize = 7;
+/// What makes an entry's planes positive: half of each.
+const HALF: i32 = 64;
+
+/// Tables for some rows of activations, and the weight that looks up in them.
+pub(crate) struct Planes<'a> {
+    digits: Digits,
+    blocks: &'a Blocks<'a>,
+    bytes: &'a [u8],
+    row_bytes: usize,
+    /// Bytes of a block.
+    block_bytes: usize,
+    n: usize,
+    m: usize,
+    planes: usize,
+    /// Bytes of a row in a tile.
+    tile: usize,
+    /// `[tiles, M, bytes of a row / parts, planes, digits, parts, ENTRIES]`.
+    tables: Buffer<u8>,
+    /// What the integers stand for: `[tiles, M]`.
+    units: Vec<f32>,
+    /// Sums of the activations of each block, for means: `[M, blocks]`.
+    sums: Vec<f32>,
+}
+
+/// Makes the tables for `x: [M, K]`; `None` if the weight has no such digits, or a block does not end
+/// with a part, or an activation is not finite. With `exact`, f32 accuracy.
+pub(crate) fn prepare<'a>(
+    isa: Isa,
+    view: &'a View<'a>,
+    x: &[f32],
+    m: usize,
+    exact: bool,
+    pool: &Pool,
+) -> Option<Planes<'a>> {
+    let (Codes::Groups(groups), Some(blocks)) = (&view.codes, &view.blocks) else { return None };
+    let g = &blocks.geometry;
+    let (digits, row_bytes) = (groups.digits?, g.row_bytes?);
+    let whole = g.block_size >= g.k;
+    let block_bytes = if whole { row_bytes } else { g.block_size / groups.length };
+    // Two columns are looked up at a time.
+    let ends = block_bytes % ROWS == 0 || (ROWS % block_bytes == 0 && block_bytes % 2 == 0);
+    let cut = !whole && (g.block_size % groups.length != 0 || !ends);
+    if cut || m > MOST || view.n < ROWS || g.k == 0 {
+        return None;
+    }
+    let planes = if exact { 3 } else { 2 };
+    let tile = (TILE / m).next_multiple_of(STEP).min(row_bytes.next_multiple_of(STEP));
+    let (tiles, size) = (row_bytes.div_ceil(tile), tile * planes * 2 * ENTRIES);
+    let mut tables = Buffer::new(tiles * m * size, 0u8);
+    let mut units = vec![0.0; tiles * m];
+    let mut parts: Vec<Fill<'_>> = tables
+        .chunks_exact_mut(size)
+        .zip(&mut units)
+        .enumerate()
+        .map(|(i, (tables, unit))| {
+            let row = &x[i % m * g.k..][..g.k];
+            let x = &row[(i / m * tile * groups.length).min(g.k)..];
+            let x = &x[..x.len().min(tile * groups.length)];
+            Fill { groups, digits, x, planes, tables, unit }
+        })
+        .collect();
+    pool.each(&mut parts, 1, 4 * m * view.k, |_, parts| {
+        for part in parts {
+            isa.run(part);
+        }
+    });
+    if units.iter().any(|unit| !unit.is_finite()) {
+        return None;
+    }
+    let sums = match blocks.means {
+        Some(_) => block_sums(x, g),
+        None => Vec::new(),
+    };
+    let (bytes, n) = (view.bytes, view.n);
+    Some(Planes {
+        digits,
+        blocks,
+        bytes,
+        row_bytes,
+        block_bytes,
+        n,
+        m,
+        planes,
+        tile,
+        tables,
+        units,
+        sums,
+    })
+}
+
+/// The tables of a tile for a row of activations.
+struct Fill<'a> {
+    groups: &'a Groups,
+    digits: Digits,
+    x: &'a [f32],
+    planes: usize,
+    tables: &'a mut [u8],
+    unit: &'a mut f32,
+}
+
+impl Task for &mut Fill<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.planes {
+            3 => self.with::<S, 3>(s),
+            _ => self.with::<S, 2>(s),
+        }
+    }
+}
+
+impl Fill<'_> {
+    #[inline(always)]
+    fn with<S: Simd, const P: usize>(&mut self, s: S) {
+        let length = self.groups.length;
+        // The values of each place of a byte, by the value of its digit.
+        let mut values = vec![[0.0f32; ENTRIES]; length];
+        let split = self.digits.split(length);
+        for (place, values) in values.iter_mut().enumerate() {
+            for (entry, value) in values.iter_mut().enumerate() {
+                let code = self.digits.code(place >= split, entry);
+                *value = self.groups.value(code, place);
+            }
+        }
+        let largest = values.as_flattened().iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        // The largest sum of products of a digit, but for its values: where one activation is far larger
+        // than the others, no bit is lost to those beside it.
+        let mut most = 0.0f32;
+        for x in self.x.chunks(length) {
+            let (low, high) = x.split_at(split.min(x.len()));
+            for x in [low, high] {
+                most = most.max(x.iter().map(|x| x.abs()).sum());
+            }
+        }
+        let peak = ((HALF - 1) << (BITS * (P - 1))) as f32;
+        *self.unit = most * largest / peak;
+        let factor = if *self.unit > 0.0 { 1.0 / *self.unit } else { 0.0 };
+        let finite = s.max_magnitude_bits(self.x) < f32::INFINITY.to_bits();
+        if !finite || !self.unit.is_finite() || !factor.is_finite() {
+            *self.unit = f32::NAN;
+            return;
+        }
+        // What has a sign must not be shifted; the other digit makes up for it.
+        let shifts = match self.digits {
+            Digits::Nibbles => [0, 0],
+            Digits::Trits => [-HALF, HALF],
+        };
+        let (low, high) = values.split_at(split);
+        let columns = self.tables.chunks_exact_mut(P * 2 * ENTRIES * S::PARTS);
+        for (column, tables) in columns.enumerate() {
+            for part in 0..S::PARTS {
+                let at = byte_of::<S>(column, part) * length;
+                let tables = &mut tables[part * ENTRIES..];
+                digit::<S, P, 0>(low, four(self.x, at), factor, shifts[0], tables);
+                digit::<S, P, 1>(high, four(self.x, at + split), factor, shifts[1], tables);
+            }
+        }
+    }
+}
+
+/// The planes of digit `D` of a byte: entry for entry the products of `x` with `values`, rounded, in
+/// numbers from 0 to 127 and a shift.
+#[inline(always)]
+fn digit<S: Simd, const P: usize, const D: usize>(
+    values: &[[f32; ENTRIES]],
+    x: [f32; 4],
+    factor: f32,
+    shift: i32,
+    tables: &mut [u8],
+) {
+    let products = match values.len() {
+        4 => products::<4>(values, x),
+        3 => products::<3>(values, x),
+        _ => products::<2>(values, x),
+    };
+    // Adding 1.5 * 2^23 leaves the integer in the low bits.
+    const SHIFT: f32 = 12_582_912.0;
+    let mut half = 0;
+    for plane in 0..P {
+        half += HALF << (BITS * plane);
+    }
+    let mut integers = [0i32; ENTRIES];
+    for (integer, product) in integers.iter_mut().zip(products) {
+        *integer = (product * factor + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32 + half;
+    }
+    for plane in 0..P {
+        let at = (2 * plane + D) * S::PARTS * ENTRIES;
+        for (out, integer) in tables[at..at + ENTRIES].iter_mut().zip(integers) {
+            *out = ((integer >> (BITS * plane) & 127) + shift) as u8;
+        }
+    }
+}
+
+/// Numbers `at..at + 4`; zero where there are none.
+#[inline(always)]
+fn four(x: &[f32], at: usize) -> [f32; 4] {
+    if let Some(four) = x.get(at..at + 4) {
+        return [four[0], four[1], four[2], four[3]];
+    }
+    let mut four = [0.0; 4];
+    for (four, x) in four.iter_mut().zip(x.get(at..).unwrap_or_default()) {
+        *four = *x;
+    }
+    four
+}
+
+/// Of the first `N` numbers of `x` with as many places' values.
+#[inline(always)]
+fn products<const N: usize>(values: &[[f32; ENTRIES]], x: [f32; 4]) -> [f32; ENTRIES] {
+    let mut products = [0.0f32; ENTRIES];
+    for (values, x) in values[..N].iter().zip(x) {
+        for (product, value) in products.iter_mut().zip(values) {
+            *product += value * x;
+        }
+    }
+    products
+}
+
+/// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
+pub(crate) struct LookUp<'a> {
+    pub p: &'a Planes<'a>,
+    pub first: usize,
+    pub y: &'a mut [f32],
+}
+
+impl Task for LookUp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match (self.p.planes, self.p.digits) {
+            (3, Digits::Nibbles) => self.with::<S, 3, false>(s),
+            (3, Digits::Trits) => self.with::<S, 3, true>(s),
+            (_, Digits::Nibbles) => self.with::<S, 2, false>(s),
+            (_, Digits::Trits) => self.with::<S, 2, true>(s),
+        }
+    }
+}
+
+impl LookUp<'_> {
+    #[inline(always)]
+    fn with<S: Simd, const P: usize, const TRITS: bool>(self, s: S) {
+        let LookUp { p, first, y } = self;
+        let m = p.m;
+        let rows = y.len() / m;
+        let scales = p.scales(first, rows);
+        let blocks = p.blocks_of_row();
+        let mut codes = Buffer::new(ROWS * p.tile, 0u8);
+        y.fill(0.0);
+        for (t, tables) in p.tables.chunks_exact(m * p.tile * P * 2 * ENTRIES).enumerate() {
+            let from = t * p.tile;
+            let len = (p.row_bytes - from).min(p.tile).next_multiple_of(ROWS * S::PARTS);
+            // Columns of a part from one look at the sums to the next.
+            let columns = if blocks == 1 { COLUMNS } else { p.block_bytes.min(ROWS) };
+            let groups = y.chunks_mut(ROWS * m).zip(scales.chunks_exact(blocks));
+            for (group, (y, scales)) in groups.enumerate() {
+                p.transpose(s, first + group * ROWS, from, &mut codes[..ROWS * len]);
+                for (i, tables) in tables.chunks_exact(p.tile * P * 2 * ENTRIES).enumerate() {
+                    let unit = p.units[t * m + i];
+                    let codes = codes[..ROWS * len].chunks(columns * ROWS * S::PARTS);
+                    let tables = tables.chunks(columns * P * 2 * ENTRIES * S::PARTS);
+                    for (run, (codes, tables)) in codes.zip(tables).enumerate() {
+                        let sums = sum::<S, P, TRITS>(s, codes, tables);
+                        let values = integers::<S, P>(s, sums, codes.len() / (ROWS * S::PARTS));
+                        let mut products = [0.0f32; ROWS];
+                        for (part, values) in values[..S::PARTS].iter().enumerate() {
+                            let byte = byte_of::<S>(run * columns, part) + from;
+                            let block = if blocks == 1 { 0 } else { byte / p.block_bytes };
+                            // Beyond the row there is nothing.
+                            let Some(scales) = scales.get(block) else { break };
+                            for r in 0..ROWS {
+                                products[r] += values[r] as f32 * scales[r];
+                            }
+                        }
+                        for (y, product) in y.chunks_exact_mut(m).zip(products) {
+                            y[i] += product * unit;
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(means) = p.blocks.means {
+            let means = means[first * blocks..].chunks_exact(blocks);
+            for (y, means) in y.chunks_exact_mut(m).zip(means) {
+                for (y, sums) in y.iter_mut().zip(p.sums.chunks_exact(blocks)) {
+                    *y += dot(s, means, sums);
+                }
+            }
+        }
+    }
+}
+
+impl Planes<'_> {
+    fn blocks_of_row(&self) -> usize {
+        self.blocks.geometry.k.div_ceil(self.blocks.geometry.block_size)
+    }
+
+    /// Scales of some rows with the format's unit: `[rows / ROWS, blocks, ROWS]`.
+    #[inline(always)]
+    fn scales(&self, first: usize, rows: usize) -> Vec<[f32; ROWS]> {
+        let blocks = self.blocks_of_row();
+        let mut out = vec![[0.0; ROWS]; rows.div_ceil(ROWS) * blocks];
+        for row in 0..rows {
+            let scales = out[row / ROWS * blocks..].iter_mut().take(blocks);
+            for (scale, block) in scales.zip((first + row) * blocks..) {
+                scale[row % ROWS] = self.blocks.scales.get(block) * self.blocks.unit;
+            }
+        }
+        out
+    }
+
+    /// The bytes of sixteen rows from a byte of a row on, transposed but for a last step: in each part
+    /// bytes of even rows and of odd ones, of two columns.
+    #[inline(always)]
+    fn transpose<S: Simd>(&self, s: S, first: usize, from: usize, codes: &mut [u8]) {
+        let (step, len) = (ROWS * S::PARTS, codes.len() / ROWS);
+        let mut last = Vec::new();
+        let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
+        for (r, bytes) in rows.iter_mut().enumerate() {
+            let row = (first + r).min(self.n - 1);
+            *bytes = &self.bytes[row * self.row_bytes + from..];
+        }
+        if rows.iter().any(|row| row.len() < len) {
+            // The end of the weight, where vectors may reach beyond it.
+            last.resize(ROWS * len, 0);
+            for (row, last) in rows.iter().zip(last.chunks_exact_mut(len)) {
+                let there = len.min(row.len());
+                last[..there].copy_from_slice(&row[..there]);
+            }
+            for (row, last) in rows.iter_mut().zip(last.chunks_exact(len)) {
+                *row = last;
+            }
+        }
+        let rows = rows.map(|row| &row[..len]);
+        for (i, codes) in codes.chunks_exact_mut(ROWS * step).enumerate() {
+            for half in 0..2 {
+                let mut v = [s.zeros(); ROWS / 2];
+                for (r, v) in v.iter_mut().enumerate() {
+                    let bytes = &rows[2 * r + half][i * step..];
+                    s.prefetch(bytes, ROWS * self.row_bytes);
+                    *v = s.load_bytes(bytes);
+                }
+                for _ in 0..3 {
+                    let mut next = v;
+                    for r in 0..ROWS / 4 {
+                        [next[2 * r], next[2 * r + 1]] = s.interleave(v[r], v[r + ROWS / 4]);
+                    }
+                    v = next;
+                }
+                for (r, v) in v.into_iter().enumerate() {
+                    s.store_bytes(v, &mut codes[(2 * r + half) * step..]);
+                }
+            }
+        }
+    }
+}
+
+/// The byte of a row, within its tile, that a column of a part is.
+#[inline(always)]
+fn byte_of<S: Simd>(column: usize, part: usize) -> usize {
+    (column / ROWS * S::PARTS + part) * ROWS + column % ROWS
+}
+
+/// Sums, in each plane, of what some columns of codes find in their tables.
+#[inline(always)]
+fn sum<S: Simd, const P: usize, const TRITS: bool>(
+    s: S,
+    codes: &[u8],
+    tables: &[u8],
+) -> [[S::Bytes; 2]; P] {
+    let step = ROWS * S::PARTS;
+    let mut sums = [[s.zeros(); 2]; P];
+    for (codes, tables) in codes.chunks_exact(2 * step).zip(tables.chunks_exact(4 * P * step)) {
+        let pair = s.interleave(s.load_bytes(codes), s.load_bytes(&codes[step..]));
+        for (v, tables) in pair.into_iter().zip(tables.chunks_exact(2 * P * step)) {
+            let [low, high] = if TRITS { s.trits_of(v) } else { s.nibbles_of(v) };
+            let index = if TRITS { s.magnitudes(low) } else { low };
+            for (sums, tables) in sums.iter_mut().zip(tables.chunks_exact(2 * step)) {
+                let mut of_low = s.look_up(s.load_bytes(tables), index);
+                if TRITS {
+                    of_low = s.with_sign(of_low, low);
+                }
+                let of_high = s.look_up(s.load_bytes(&tables[step..]), high);
+                *sums = s.add_up(*sums, s.add_bytes(of_low, of_high));
+            }
+        }
+    }
+    sums
+}
+
+/// The integers of such sums, by parts and rows.
+#[inline(always)]
+fn integers<S: Simd, const P: usize>(
+    s: S,
+    sums: [[S::Bytes; 2]; P],
+    columns: usize,
+) -> [[i32; ROWS]; STEP / ROWS] {
+    let mut all = [0i32; STEP];
+    let mut half = 0;
+    for (plane, sums) in sums.into_iter().enumerate() {
+        let mut words = [[0u8; STEP]; 2];
+        for (words, sums) in words.iter_mut().zip(sums) {
+            s.store_bytes(sums, words);
+        }
+        let [pairs, odds] = words;
+        let word = |v: &[u8; STEP], i: usize| u16::from_le_bytes([v[2 * i], v[2 * i + 1]]);
+        for i in 0..STEP / 2 {
+            let (pair, odd) = (word(&pairs, i), word(&odds, i));
+            let even = pair.wrapping_sub(odd << 8);
+            all[2 * i] += i32::from(even) << (BITS * plane);
+            all[2 * i + 1] += i32::from(odd) << (BITS * plane);
+        }
+        half += HALF << (BITS * plane);
+    }
+    let mut parts = [[0; ROWS]; STEP / ROWS];
+    for (part, all) in parts.iter_mut().zip(all.chunks_exact(ROWS)) {
+        for (value, sum) in part.iter_mut().zip(all) {
+            *value = sum - 2 * half * columns as i32;
+        }
+    }
+    parts
+}
+
+/// The sum of products.
+#[inline(always)]
+fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = s.splat(0.0);
+    let whole = a.len() / S::LANES * S::LANES;
+    for (a, b) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
+        sum = s.fma(s.load(a), s.load(b), sum);
+    }
+    a[whole..].iter().zip(&b[whole..]).fold(s.sum(sum), |sum, (a, b)| sum + a * b)
+}
