@@ -312,11 +312,9 @@ impl Gemm16<'_> {
             while i < m {
                 let sums = &mut sums[i..];
                 i += match m - i {
-                    4.. => tile.multiply::<S, 4, HALVES>(
-                        s,
-                        [x(i), x(i + 1), x(i + 2), x(i + 3)],
-                        sums,
-                    ),
+                    4.. => {
+                        tile.multiply::<S, 4, HALVES>(s, [x(i), x(i + 1), x(i + 2), x(i + 3)], sums)
+                    }
                     2.. => tile.multiply::<S, 2, HALVES>(s, [x(i), x(i + 1)], sums),
                     _ => tile.multiply::<S, 1, HALVES>(s, [x(i)], sums),
                 };

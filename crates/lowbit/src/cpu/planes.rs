@@ -27,6 +27,8 @@ const TILE: usize = 512;
 const COLUMNS: usize = 256;
 /// Fewest bytes of a tile, a multiple of every vector.
 const STEP: usize = 64;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Entries of a table.
 const ENTRIES: usize = 16;
 /// Bits of a plane.
@@ -287,12 +289,13 @@ impl LookUp<'_> {
             let groups = y.chunks_mut(ROWS * m).zip(scales.chunks_exact(blocks));
             for (group, (y, scales)) in groups.enumerate() {
                 p.transpose(s, first + group * ROWS, from, &mut codes[..ROWS * len]);
+                let mut ahead = Ahead::new(p, first + (group + 1) * ROWS, from, len);
                 for (i, tables) in tables.chunks_exact(p.tile * P * 2 * ENTRIES).enumerate() {
                     let unit = p.units[t * m + i];
                     let codes = codes[..ROWS * len].chunks(columns * ROWS * S::PARTS);
                     let tables = tables.chunks(columns * P * 2 * ENTRIES * S::PARTS);
                     for (run, (codes, tables)) in codes.zip(tables).enumerate() {
-                        let sums = sum::<S, P, TRITS>(s, codes, tables);
+                        let sums = sum::<S, P, TRITS>(s, codes, tables, &mut ahead);
                         let values = integers::<S, P>(s, sums, codes.len() / (ROWS * S::PARTS));
                         let mut products = [0.0f32; ROWS];
                         for (part, values) in values[..S::PARTS].iter().enumerate() {
@@ -368,9 +371,7 @@ impl Planes<'_> {
             for half in 0..2 {
                 let mut v = [s.zeros(); ROWS / 2];
                 for (r, v) in v.iter_mut().enumerate() {
-                    let bytes = &rows[2 * r + half][i * step..];
-                    s.prefetch(bytes, ROWS * self.row_bytes);
-                    *v = s.load_bytes(bytes);
+                    *v = s.load_bytes(&rows[2 * r + half][i * step..]);
                 }
                 for _ in 0..3 {
                     let mut next = v;
@@ -387,6 +388,34 @@ impl Planes<'_> {
     }
 }
 
+/// Cache lines of the next rows' tile, asked for one by one while this tile's codes are looked up: all
+/// at once they would wait for each other, and everything for them.
+struct Ahead<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    from: usize,
+    next: usize,
+    lines: usize,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(p: &Planes<'a>, first: usize, from: usize, len: usize) -> Self {
+        let from = first * p.row_bytes + from;
+        let lines = if first < p.n { len.div_ceil(LINE) * ROWS } else { 0 };
+        Ahead { bytes: p.bytes, row_bytes: p.row_bytes, from, next: 0, lines }
+    }
+
+    /// Asks for some more.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S, lines: usize) {
+        for _ in 0..lines.min(self.lines - self.next) {
+            let (row, line) = (self.next % ROWS, self.next / ROWS);
+            s.prefetch(self.bytes, self.from + row * self.row_bytes + line * LINE);
+            self.next += 1;
+        }
+    }
+}
+
 /// The byte of a row, within its tile, that a column of a part is.
 #[inline(always)]
 fn byte_of<S: Simd>(column: usize, part: usize) -> usize {
@@ -399,10 +428,12 @@ fn sum<S: Simd, const P: usize, const TRITS: bool>(
     s: S,
     codes: &[u8],
     tables: &[u8],
+    ahead: &mut Ahead<'_>,
 ) -> [[S::Bytes; 2]; P] {
     let step = ROWS * S::PARTS;
     let mut sums = [[s.zeros(); 2]; P];
     for (codes, tables) in codes.chunks_exact(2 * step).zip(tables.chunks_exact(4 * P * step)) {
+        ahead.ask(s, 2 * step / LINE);
         let pair = s.interleave(s.load_bytes(codes), s.load_bytes(&codes[step..]));
         for (v, tables) in pair.into_iter().zip(tables.chunks_exact(2 * P * step)) {
             let [low, high] = if TRITS { s.trits_of(v) } else { s.nibbles_of(v) };
