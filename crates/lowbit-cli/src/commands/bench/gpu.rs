@@ -11,6 +11,9 @@ use crate::failure::Result;
 
 /// Bytes to rotate through: several times the largest cache of a GPU.
 const COLD_BYTES: usize = 400_000_000;
+/// Bytes of results of one submission, less than what is kept for the next: more would be allocated anew
+/// each time, which leaves the GPU idle for longer than it works, and its clocks low.
+const RESULT_BYTES: usize = 200_000_000;
 /// Calls of one submission at most.
 const CALLS: usize = 64;
 /// Seconds of one submission, about.
@@ -31,12 +34,13 @@ impl Place {
         Ok(Place { gpu, bandwidth, serial })
     }
 
-    /// Times `call(i)`, `i` below `items`, for about `seconds`. Unless `serial`, what it returns is kept
-    /// until its submission has run, so that no call waits for another's memory.
+    /// Times `call(i)`, `i` below `items`, for about `seconds`. Unless `serial`, what it returns, `bytes`
+    /// each, is kept until its submission has run, so that no call waits for another's memory.
     fn time<R>(
         &self,
         seconds: f32,
         items: usize,
+        bytes: usize,
         mut call: impl FnMut(usize) -> lowbit::Result<R>,
     ) -> Result<Times> {
         let mut turn = (0..items).cycle();
@@ -54,7 +58,8 @@ impl Place {
         };
         submit(1)?;
         let (_, once) = submit(1)?;
-        let calls = ((SUBMISSION / once.max(1e-7)) as usize).clamp(1, CALLS);
+        let most = (RESULT_BYTES / bytes.max(1)).clamp(1, CALLS);
+        let calls = ((SUBMISSION / once.max(1e-7)) as usize).clamp(1, most);
         // Its clocks fall while the processor prepares a case, and take a while to rise again.
         Times::rounds(seconds, || submit(calls).map(drop).map_err(Into::into))?;
         let mut times = Times::default();
@@ -97,7 +102,7 @@ impl Place {
                     )
                 }),
         };
-        let times = self.time(seconds, weights.len(), product)?;
+        let times = self.time(seconds, weights.len(), rows * q.rows() * size_of::<T>(), product)?;
         let y = product(0)?;
         Ok((times, self.read(&y, rows * q.rows())?))
     }
@@ -107,7 +112,7 @@ impl Place {
         let weight = Weight::Quantized(q.clone());
         let weights = self.copies(q.bytes(), || GpuWeight::upload(gpu, &weight))?;
         let all = |i: usize| dequantize(gpu, &weights[i], T::DTYPE);
-        let times = self.time(seconds, weights.len(), all)?;
+        let times = self.time(seconds, weights.len(), q.numel() * size_of::<T>(), all)?;
         Ok((times, self.read(&all(0)?, q.numel())?))
     }
 
@@ -123,7 +128,7 @@ impl Place {
         let weights = self.copies(size_of_val(w), || gpu.upload(bytemuck::cast_slice(w)))?;
         let quantizer = Quantizer::new(gpu, format)?;
         let codes = |i: usize| quantizer.quantize(gpu, &weights[i], T::DTYPE, shape, block_size);
-        let times = self.time(seconds, weights.len(), codes)?;
+        let times = self.time(seconds, weights.len(), w.len(), codes)?;
         let q = codes(0)?.read(gpu, &[])?;
         Ok((times, q))
     }
