@@ -72,8 +72,12 @@ impl Product {
 
 /// Most rows of activations for a subgroup's sums.
 const MOST_BATCH: usize = 16;
-/// Most rows of activations that are multiplied by subgroups, several times over.
+/// Most rows of activations that subgroups may multiply, several times over.
 const MOST_ROWS: usize = 64;
+/// Most for which that is faster than tiles.
+const SUBGROUP_ROWS: usize = 32;
+/// Bytes of a codebook from which looking weights up takes longer than reading them.
+const LARGE_TABLE: u32 = 1024;
 /// Most rows of activations for which weights that come by the byte are decoded anew for every eight.
 const MOST_SPANS: usize = 32;
 /// Groups that a dispatch should have at least.
@@ -96,7 +100,7 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     {
         return product;
     }
-    if m > MOST_ROWS || !limits.subgroups {
+    if m > SUBGROUP_ROWS || !limits.subgroups {
         return Product::Gemm;
     }
     let batch = m.min(MOST_BATCH).next_power_of_two() as u32;
@@ -107,7 +111,9 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     }
     let room = limits.workgroup_memory;
     if !kind.is_nibble_table() || room < 8 * PAIRS {
-        return Product::Gemv { rows: 2, batch };
+        // Where many rows keep a GPU at work, four of them share what is read of the activations.
+        let rows = if n >= 4096 && kind.table_bytes() >= LARGE_TABLE { 4 } else { 2 };
+        return Product::Gemv { rows, batch };
     }
     if batch > 1 {
         let (group, replicas) = (limits.threads.min(256), 8.min(room / PAIRS / 2).max(4));

@@ -165,13 +165,13 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         step, is_paged = state["step"], self._pages.owns(state["state1"])
         # A norm is one of the whole parameter.
         window = WINDOW if is_paged and settings.max_update_norm == 0.0 else p.numel()
-        if window >= p.numel():
-            run(self.rule, settings, step, *flat, moments)
-        else:
+        if window < p.numel():
             self._step_by_windows(run, settings, step, flat, moments, state)
-        if is_paged:
-            for key in state.keys() & {"state1", "state2"}:
-                self._pages.release(state[key], 0, state[key].numel())
+        else:
+            run(self.rule, settings, step, *flat, moments)
+            if is_paged:
+                for key in state.keys() & {"state1", "state2"}:
+                    self._pages.release(state[key], 0, state[key].numel())
         # Written past autograd, which is to notice all the same.
         torch.autograd.graph.increment_version(whole_p)
 
