@@ -422,7 +422,7 @@ fn byte_of<S: Simd>(column: usize, part: usize) -> usize {
     (column / ROWS * S::PARTS + part) * ROWS + column % ROWS
 }
 
-/// Sums, in each plane, of what some columns of codes find in their tables.
+/// Sums, in each plane, of what some columns of codes find in their tables; meanwhile asks ahead.
 #[inline(always)]
 fn sum<S: Simd, const P: usize, const TRITS: bool>(
     s: S,
