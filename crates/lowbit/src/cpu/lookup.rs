@@ -7,7 +7,6 @@ use super::groups::Groups;
 use super::linear::Pool;
 use super::simd::{Simd, Task};
 use super::view::{Blocks, Codes, View};
-use crate::tensor::Geometry;
 
 /// Groups whose tables stay in a first-level cache while all rows look up in them.
 const TILE: usize = 16;
@@ -60,10 +59,7 @@ pub(crate) fn prepare<'a>(
             isa.run(Products { groups, x, products });
         });
     }
-    let sums = match blocks.means {
-        Some(_) => block_sums(x, g),
-        None => Vec::new(),
-    };
+    let sums = block_sums(x, blocks);
     let per_block = if whole { per_row } else { g.block_size / groups.length };
     Some(Tables {
         groups,
@@ -159,8 +155,13 @@ impl Tables<'_> {
     }
 }
 
-/// Sums of the activations `x: [M, K]` in each block of a row: `[M, blocks]`.
-pub(crate) fn block_sums(x: &[f32], g: &Geometry) -> Vec<f32> {
+/// Sums of the activations `x: [M, K]` in each block of a row, for its means: `[M, blocks]`; nothing where
+/// blocks have none.
+pub(crate) fn block_sums(x: &[f32], blocks: &Blocks<'_>) -> Vec<f32> {
+    if blocks.means.is_none() {
+        return Vec::new();
+    }
+    let g = &blocks.geometry;
     let rows = x.chunks_exact(g.k.max(1));
     rows.flat_map(|row| row.chunks(g.block_size).map(in_lanes)).collect()
 }

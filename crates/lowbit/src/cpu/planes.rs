@@ -102,10 +102,7 @@ pub(crate) fn prepare<'a>(
     if units.iter().any(|unit| !unit.is_finite()) {
         return None;
     }
-    let sums = match blocks.means {
-        Some(_) => block_sums(x, g),
-        None => Vec::new(),
-    };
+    let sums = block_sums(x, blocks);
     let (bytes, n) = (view.bytes, view.n);
     Some(Planes {
         digits,
