@@ -4,7 +4,7 @@ use lowbit::format::{Layout, Packing, ScaleKind, Values};
 use lowbit::{Error, Format, Geometry, QTensor, Result, Scales};
 
 use crate::queue::count;
-use crate::weight::{Codes, Coding, Kind, Stored};
+use crate::weight::{Codes, Coding, Kind, Octets, Stored};
 
 /// What is known of a quantized weight without its numbers.
 #[derive(Debug, Clone, Copy)]
@@ -141,6 +141,29 @@ impl Description<'_> {
             words: lies(32),
             vectors: lies(128),
             span: self.span(g),
+            octets: self.octets(g, lies(32)),
+        }
+    }
+
+    fn octets(&self, g: &Geometry, words: bool) -> Octets {
+        let (format, bits) = (self.format, self.format.code_bits);
+        let in_blocks = self.whole_row(g) || g.block_size.is_multiple_of(8);
+        if g.k == 0 || !g.k.is_multiple_of(8) || !in_blocks {
+            return Octets::OneByOne;
+        }
+        let per_code = format.weights_per_code as u32;
+        let (weights, group_bits, shift) = match (format.layout, format.packing) {
+            _ if words => return Octets::Words,
+            (Layout::Stacked { .. }, _) => return Octets::Stacked,
+            (_, Packing::Radix { per_byte, .. }) => (u32::from(per_byte), 8, 0),
+            (_, Packing::LowFirst) if per_code > 1 => (per_code, bits, 7),
+            _ => return Octets::OneByOne,
+        };
+        // So many that eight weights may lie in, from anywhere in the first on.
+        let groups = (weights + 14) / weights;
+        match shift + groups * group_bits {
+            ..=32 if format.in_rows() => Octets::Grouped([weights, group_bits]),
+            _ => Octets::OneByOne,
         }
     }
 

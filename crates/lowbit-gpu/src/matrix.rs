@@ -12,7 +12,6 @@ use crate::weight::{Kind, params};
 const MATRIX: &str = include_str!("kernels/gemm_matrix.wgsl");
 const MERGE: &str = include_str!("kernels/gemm_merge.wgsl");
 const PUT: &str = include_str!("kernels/gemm_put.wgsl");
-pub(crate) const OCTET: &str = include_str!("kernels/octet.wgsl");
 const CHUNK_OCTET: &str = include_str!("kernels/chunk_octet.wgsl");
 const CHUNK_NIBBLES: &str = include_str!("kernels/chunk_nibbles.wgsl");
 const HALVES: &str = include_str!("kernels/halves.wgsl");
@@ -194,7 +193,7 @@ impl Tiles {
                 .constant("REPLICAS", replicas)
                 .constant("PAIRS_OF_CODES", 256 * replicas)
                 .text(chunks),
-            false => builder.text(OCTET).text(chunks),
+            false => builder.octets(kind).text(chunks),
         };
         self.constants(output(builder), group)
             .constant("SIDE", side)

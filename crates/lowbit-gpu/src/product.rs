@@ -7,11 +7,11 @@ use lowbit::{DType, Result};
 use crate::choose::{self, Product};
 use crate::elementwise;
 use crate::kernel::{Access, Builder};
-use crate::matrix::{OCTET, Schedule, Tiles};
+use crate::matrix::{Schedule, Tiles};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::rms_norm::rms_norm;
-use crate::weight::{GpuWeight, Kind, PARAMS};
+use crate::weight::{GpuWeight, Kind, Octets, PARAMS};
 use spec::store;
 pub(crate) use spec::{Output, Spec, output};
 
@@ -19,6 +19,11 @@ const DEQUANTIZE: &str = include_str!("kernels/dequantize.wgsl");
 const DEQUANTIZE_VECTORS: &str = include_str!("kernels/dequantize_vectors.wgsl");
 const VECTOR_4: &str = "\
 fn vector(row: u32, col: u32) -> vec4<f32> { return exact4(row, col); }";
+const HALF_OF_8: &str = "\
+fn vector(row: u32, col: u32) -> vec4<f32> {
+    let w = octet_exact(octet(row, col & ~7u));
+    return select(w[0], w[1], (col & 4u) != 0u);
+}";
 const VECTOR_8: &str = "\
 fn vector(row: u32, col: u32) -> Y8 {
     let w = octet_exact(octet(row, col));
@@ -286,14 +291,15 @@ pub fn dequantize<Q: Queue>(
         return Ok(y);
     }
     static KERNELS: Memo<(Kind, Output, Option<bool>)> = Memo::new();
-    let octets = w.octets();
+    let octets = (w.kind().octets != Octets::OneByOne).then(|| w.is_line());
     let kernel = KERNELS.get((*w.kind(), output, octets), |(kind, output, octets)| {
         let builder = Builder::new("dequantize").types().weight(kind, false);
         match octets {
             None => store(builder, *output, false).build(PARAMS, "dequantize", GROUP, DEQUANTIZE),
             Some(one_row) => {
                 let (each, ty, vector) = match output.dtype() {
-                    DType::F32 => (4u32, "array<vec4<f32>>", VECTOR_4),
+                    DType::F32 if kind.words() => (4u32, "array<vec4<f32>>", VECTOR_4),
+                    DType::F32 => (4, "array<vec4<f32>>", HALF_OF_8),
                     _ => (8, "array<Y8>", VECTOR_8),
                 };
                 builder
@@ -302,7 +308,7 @@ pub fn dequantize<Q: Queue>(
                     .flag("ONE_ROW", *one_row)
                     .constant("EACH", each)
                     .bind("y", Access::ReadWrite, ty)
-                    .text(OCTET)
+                    .octets(kind)
                     .text(vector)
                     .build(PARAMS, "dequantize_vectors", GROUP, DEQUANTIZE_VECTORS)
             }

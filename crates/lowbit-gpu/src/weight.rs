@@ -26,6 +26,7 @@ pub(crate) const PARAMS: &[&str] = params!("m", "row_x", "first_x", "row_y", "fi
 
 const BLOCKS: &str = include_str!("kernels/blocks.wgsl");
 const WEIGHT: &str = include_str!("kernels/weight.wgsl");
+const OCTET: &str = include_str!("kernels/octet.wgsl");
 
 /// Most entries of a codebook that kernels copy to workgroup memory.
 const TABLE: usize = 4096;
@@ -55,6 +56,20 @@ pub(crate) struct Kind {
     /// Where a byte stands for several weights: bytes and weights of spans that are a multiple of four
     /// weights and lie in one block, if K is such a multiple as well.
     pub span: Option<[u32; 2]>,
+    pub octets: Octets,
+}
+
+/// How eight weights from a multiple of eight, which lie in one row and block, are loaded at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Octets {
+    /// They are not: they do not lie so.
+    OneByOne,
+    /// Each of their codes, or they themselves, lie in words.
+    Words,
+    /// A run of codes stands for so many of a row's weights in so many bits.
+    Grouped([u32; 2]),
+    /// Their codes lie a byte apart, with those of other rows.
+    Stacked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,6 +155,7 @@ impl<B: Clone> GpuWeight<B> {
             words: k % 4 == 0,
             vectors: aligned(128),
             span: None,
+            octets: if k > 0 && k % 8 == 0 { Octets::Words } else { Octets::OneByOne },
         };
         let largest = dense.to_f32().iter().fold(0.0f32, |most, w| most.max(w.abs()));
         let [down, up] = powers(largest);
@@ -268,18 +284,20 @@ impl<B: Clone> GpuWeight<B> {
         (self.n, self.k)
     }
 
-    /// Whether eight weights from a multiple of eight lie in one row and block and in words; and if so,
-    /// whether its rows follow each other without a gap, as one row would lie.
-    pub(crate) fn octets(&self) -> Option<bool> {
-        let (Kind { words, .. }, bits) = (self.kind, self.kind.bits() as usize);
-        let [_, _, _, _, row_bytes, block_size, block_shift, ..] = self.parts.first()?.layout;
+    /// Whether its rows follow each other without a gap, as one row would lie, in words.
+    pub(crate) fn is_line(&self) -> bool {
+        let Some(part) = self.parts.first() else { return false };
+        let bits = self.kind.bits() as usize;
+        let [_, _, _, _, row_bytes, block_size, block_shift, ..] = part.layout;
         let (row_bits, block_size) = (8 * row_bytes as usize, block_size as usize);
-        let (dense, whole_row) = (self.kind.scales == Stored::None, block_shift == 31);
-        let in_words = words && self.k % 8 == 0 && (dense || whole_row || block_size % 8 == 0);
-        let is_line = (row_bits == 0 || row_bits == self.k * bits)
-            && if whole_row { self.n <= 1 } else { row_bits == 0 || self.k % block_size == 0 }
-            && (self.n * self.k * bits) as u64 <= u64::from(u32::MAX);
-        in_words.then_some(is_line)
+        self.kind.octets == Octets::Words
+            && (row_bits == 0 || row_bits == self.k * bits)
+            && if block_shift == 31 {
+                self.n <= 1
+            } else {
+                row_bits == 0 || self.k % block_size == 0
+            }
+            && (self.n * self.k * bits) as u64 <= u64::from(u32::MAX)
     }
 
     pub(crate) fn kind(&self) -> &Kind {
@@ -498,6 +516,19 @@ impl Builder {
             })
             .text(&dense_values(dense, vectors))
             .text(if vectors { "" } else { WEIGHT })
+    }
+
+    /// Declares how a weight, bound without `vectors`, is read eight at a time: `octet` and what it becomes.
+    pub fn octets(self, kind: &Kind) -> Self {
+        let (grouped, [weights, bits]) = match kind.octets {
+            Octets::Grouped(group) => (true, group),
+            _ => (false, [1, 8]),
+        };
+        self.flag("GROUPED", grouped)
+            .constant("GROUP_WEIGHTS", weights)
+            .constant("GROUP_BITS", bits)
+            .constant("GROUP_MASK", u32::MAX >> (32 - bits))
+            .text(OCTET)
     }
 }
 

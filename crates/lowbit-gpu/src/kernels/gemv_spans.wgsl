@@ -1,9 +1,8 @@
-// y = x wᵀ for a few rows of x, and codes of which a byte stands for several weights: each subgroup takes
-// ROWS rows of w, decodes them once and multiplies them with BATCH rows of x. A lane takes spans of
-// weights that are whole bytes, whole vectors of x, and lie in one block. w: [N, K].
+// y = x wᵀ for a few rows of x, and codes that do not fill vectors, or of which a byte stands for several
+// weights: each subgroup takes ROWS rows of w, decodes them once and multiplies them with BATCH rows of x.
+// A lane takes spans of weights that are whole vectors of x and lie in one block. w: [N, K].
 
 const QUADS = SPAN / 4u;
-const SPAN_BYTES = SPAN / PER_BYTE;
 
 @compute @workgroup_size(GROUP)
 fn gemv_spans(
@@ -27,19 +26,7 @@ fn gemv_spans(
             var means: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
                 let row = min(row_of(first, r, group.y), p.n - 1u);
-                for (var b = 0u; b < SPAN_BYTES; b++) {
-                    // The last span may have fewer bytes; x is 0 there.
-                    let at = min(s * SPAN_BYTES + b, p.row_bytes - 1u);
-                    var code = code_byte(row * p.row_bytes + at);
-                    for (var i = 0u; i < PER_BYTE; i++) {
-                        if (IS_RADIX) {
-                            w[r][b * PER_BYTE + i] = value_at(code % RADIX, 0u);
-                            code /= RADIX;
-                        } else {
-                            w[r][b * PER_BYTE + i] = value_at(code, i);
-                        }
-                    }
-                }
+                w[r] = span_values(row, s);
                 let block = block_of(row, s * SPAN);
                 scales[r] = scale_of(block) * UNIT;
                 if (HAS_MEAN) {

@@ -14,6 +14,8 @@ use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("../kernels/gemv_pairs.wgsl");
 const GEMV_SPANS: &str = include_str!("../kernels/gemv_spans.wgsl");
+const SPAN_BYTES: &str = include_str!("../kernels/span_bytes.wgsl");
+const SPAN_OCTET: &str = include_str!("../kernels/span_octet.wgsl");
 const GEMV: &str = include_str!("../kernels/gemv.wgsl");
 const GEMV_PUT: &str = include_str!("../kernels/gemv_put.wgsl");
 const GEMV_NORM: &str = include_str!("../kernels/gemv_norm.wgsl");
@@ -137,10 +139,16 @@ impl Spec {
             }
             Product::GemvSpans { rows, batch } => {
                 let builder = builder("gemv_spans").weight(&kind, false).activations("X", dtype);
-                let [bytes, weights] = kind.span.unwrap_or([1, 4]);
-                let builder = read(builder, "array<X4>")
-                    .constant("SPAN", weights)
-                    .constant("PER_BYTE", weights / bytes);
+                let builder = read(builder, "array<X4>");
+                let builder = match kind.span {
+                    Some([bytes, weights]) => builder
+                        .constant("SPAN", weights)
+                        .constant("PER_BYTE", weights / bytes)
+                        .text(SPAN_BYTES),
+                    None => {
+                        builder.tag("octets").constant("SPAN", 8u32).octets(&kind).text(SPAN_OCTET)
+                    }
+                };
                 self.gemv(builder, [rows, batch, 128], 4, GEMV_SPANS)
             }
             Product::GemvPairs { rows, batch, group, replicas } => {
