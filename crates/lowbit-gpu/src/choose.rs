@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::choices::Class;
 use crate::matrix::{Schedule, Tiles};
 use crate::product::TILE;
-use crate::weight::Kind;
+use crate::weight::{Kind, Octets};
 use crate::{Kernel, Limits, Queue};
 
 /// A kernel for a product, and how its work is cut.
@@ -59,7 +59,7 @@ impl Product {
     pub fn suits(self, k: usize, kind: &Kind, limits: &Limits) -> bool {
         match self {
             Product::Gemv { .. } => kind.vectors,
-            Product::GemvSpans { .. } => kind.span.is_some(),
+            Product::GemvSpans { .. } => kind.span.is_some() || kind.octets != Octets::OneByOne,
             Product::GemvPairs { .. } => kind.vectors && kind.is_nibble_table(),
             Product::Matrix { tiles, .. } => {
                 k.is_multiple_of(tiles.terms() as usize)
@@ -76,10 +76,6 @@ const MOST_BATCH: usize = 16;
 const MOST_ROWS: usize = 64;
 /// Most for which that is faster than tiles.
 const SUBGROUP_ROWS: usize = 32;
-/// Bytes of a codebook from which looking weights up takes longer than reading them.
-const LARGE_TABLE: u32 = 1024;
-/// Most rows of activations for which weights that come by the byte are decoded anew for every eight.
-const MOST_SPANS: usize = 32;
 /// Groups that a dispatch should have at least.
 const GROUPS: u32 = 128;
 /// Bytes of a table of pairs.
@@ -111,8 +107,8 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     }
     let room = limits.workgroup_memory;
     if !kind.is_nibble_table() || room < 8 * PAIRS {
-        // Where many rows keep a GPU at work, four of them share what is read of the activations.
-        let rows = if n >= 4096 && kind.table_bytes() >= LARGE_TABLE { 4 } else { 2 };
+        // Four rows share what is read of the activations, if two are not needed to keep a GPU at work.
+        let rows = if batch > 1 || (n >= 4096 && kind.bits() == 8) { 4 } else { 2 };
         return Product::Gemv { rows, batch };
     }
     if batch > 1 {
@@ -207,9 +203,8 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
     let best = match m {
         _ if !vectors && m > MOST_ROWS => small,
         _ if !vectors || m <= 4 => return None,
-        // Codes by the byte are looked up faster; those of other formats one by one are not.
-        ..=8 if kind.has_nibble_vectors() || !kind.words() => return None,
-        ..=MOST_SPANS if !kind.words() => return None,
+        // Of bits, subgroups take more instructions than tiles.
+        ..=8 if kind.has_nibble_vectors() || !kind.words() || kind.bits() == 8 => return None,
         // Subgroups share the terms, as there are few results.
         ..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
         17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
@@ -221,7 +216,8 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
         _ => ([256, 128], 2, [512, 1], 64, 2, Schedule::Whole),
     };
     // A large codebook leaves less room.
-    [best, small]
+    let medium = ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole);
+    [best, if m > MOST_ROWS { medium } else { small }, small]
         .map(|([m, n], across, [group, slices], depth, ahead, schedule)| {
             let (cut, replicas) = (schedule != Schedule::Whole, 1);
             let tiles =
