@@ -14,6 +14,8 @@ const ABSMAX: &str = include_str!("kernels/absmax.wgsl");
 const NONE_BAD: &str = include_str!("kernels/none_bad.wgsl");
 const ENCODE: &str = include_str!("kernels/encode.wgsl");
 const QUANTIZE_BLOCKS: &str = include_str!("kernels/quantize_blocks.wgsl");
+const QUANTIZE_EIGHT: &str = include_str!("kernels/quantize_eight.wgsl");
+const QUANTIZE_LARGE: &str = include_str!("kernels/quantize_large.wgsl");
 const RANKS: &str = include_str!("kernels/ranks.wgsl");
 const SCALE: &str = include_str!("kernels/scale.wgsl");
 
@@ -83,23 +85,31 @@ impl<B: Clone> Quantizer<B> {
             builder.build(&["none"], "none_bad", 1, NONE_BAD)
         });
         queue.dispatch(&clear, &[&bad], &[u32::MAX], [1, 1, 1])?;
-        if self.in_one_pass(&g) && g.blocks > 0 {
-            static KERNELS: Memo<(&str, DType, usize)> = Memo::new();
-            let kernel = KERNELS.get((format.name, dtype, g.block_size), |_| {
-                blocks_kernel(format, self.encoder, dtype, g.block_size)
+        if self.is_line(&g) && g.blocks > 0 {
+            let size = g.block_size;
+            // What a group holds at a time; larger blocks, or other sizes, it reads twice.
+            let held = size.is_power_of_two() && size <= 8 * GROUP as usize;
+            let held = held.then_some(size as u32 / 8);
+            static KERNELS: Memo<(&str, DType, Option<u32>)> = Memo::new();
+            let kernel = KERNELS.get((format.name, dtype, held), |_| {
+                blocks_kernel(format, self.encoder, dtype, held)
             });
             let eights = count(OP, g.n * g.k / 8)?;
-            let groups = cover(eights.into(), GROUP, queue.limits());
+            let groups = match held {
+                Some(_) => cover(eights.into(), GROUP, queue.limits()),
+                None => cover(g.blocks as u64, 1, queue.limits()),
+            };
             let buffers = [w, &scales, &bad, &self.ups, &self.ranked, &codes];
-            queue.dispatch(&kernel, &buffers, &[eights, count(OP, g.blocks)?], groups)?;
+            let params = [eights, count(OP, g.blocks)?, count(OP, size.div_ceil(8))?];
+            queue.dispatch(&kernel, &buffers, &params, groups)?;
         } else {
             self.in_two_passes(queue, [w, &scales, &bad, &codes], dtype, &g)?;
         }
         Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
     }
 
-    /// Whether blocks and codes lie one after the other, as numbers do, and a group can hold a block.
-    fn in_one_pass(&self, g: &Geometry) -> bool {
+    /// Whether blocks and codes lie one after the other, as numbers do, in eights.
+    fn is_line(&self, g: &Geometry) -> bool {
         let format = self.format;
         let row_bits = g.k * format.code_bits as usize;
         let in_line = g.row_bytes.is_none_or(|bytes| 8 * bytes == row_bits)
@@ -108,12 +118,7 @@ impl<B: Clone> Quantizer<B> {
             && !matches!(format.layout, Layout::Stacked { .. })
             && matches!(format.code_bits, 4 | 8)
             && format.scale != ScaleKind::Absmean;
-        let size = g.block_size;
-        plain
-            && in_line
-            && (g.n * g.k).is_multiple_of(8)
-            && size.is_power_of_two()
-            && (8..=8 * GROUP as usize).contains(&size)
+        plain && in_line && (g.n * g.k).is_multiple_of(8) && g.block_size.is_multiple_of(8)
     }
 
     /// Scales first, then codes. `buffers`: weights, scales, `bad`, codes.
@@ -277,18 +282,20 @@ fn with_ranks(builder: Builder, format: &Format, encoder: &Encoder) -> Builder {
         .text(RANKS)
 }
 
-fn blocks_kernel(format: &Format, encoder: &Encoder, dtype: DType, block_size: usize) -> Kernel {
-    let builder = builder("quantize_blocks", format, dtype, "array<X8>")
-        .tag(block_size)
+/// Of blocks of so many eights, which a group holds, or of larger ones.
+fn blocks_kernel(format: &Format, encoder: &Encoder, dtype: DType, held: Option<u32>) -> Kernel {
+    let counts = [("WORDS", format.code_bits / 4), ("EACH_WORD", 32 / format.code_bits)];
+    let name = if held.is_some() { "quantize_blocks" } else { "quantize_large" };
+    let builder = builder(name, format, dtype, "array<X8>")
         .bind("scales", Access::ReadWrite, "array<f32>")
         .bind("bad", Access::ReadWrite, "array<atomic<u32>>");
-    let counts = [("WORDS", format.code_bits / 4), ("EACH_WORD", 32 / format.code_bits)];
-    with_ranks(builder, format, encoder).constant("EACH", block_size as u32 / 8).text(SCALE).build(
-        &["eights", "blocks"],
-        "quantize_blocks",
-        GROUP,
-        &unroll(QUANTIZE_BLOCKS, &counts),
-    )
+    let builder =
+        with_ranks(builder, format, encoder).text(SCALE).text(&unroll(QUANTIZE_EIGHT, &counts));
+    let (builder, body) = match held {
+        Some(each) => (builder.tag(8 * each).constant("EACH", each), QUANTIZE_BLOCKS),
+        None => (builder, QUANTIZE_LARGE),
+    };
+    builder.build(&["eights", "blocks", "each"], name, GROUP, body)
 }
 
 fn absmax_kernel(format: &Format, dtype: DType) -> Kernel {

@@ -1,10 +1,7 @@
 // Scales and codes of all blocks at once: a thread takes eight numbers of a block, of which EACH threads
-// have one each, and keeps them from the search for the largest to their codes. A number that is not
-// finite leaves its index in `bad`, the smallest of them. w: [N, K] in eights.
+// have one each, and keeps them from the search for the largest to their codes. w: [N, K] in eights.
 
 const OWN = GROUP / EACH;
-const CODES_PER_WORD = 32u / BITS;
-const INFINITE = vec4<u32>(0x7f800000u);
 
 var<workgroup> largest: array<u32, GROUP>;
 // Factor and stored scale of each block of the group.
@@ -20,20 +17,11 @@ fn quantize_blocks(
     let at = group.y * groups.x + group.x;
     let eight = at * GROUP + thread;
     let there = eight < p.eights;
-    var v = array<vec4<f32>, 2>();
+    var v: Eight;
     if (there) {
-        let stored = w[eight];
-        v[0] = x_low(stored);
-        v[1] = x_high(stored);
+        v = load_eight(eight);
     }
-    let low = bitcast<vec4<u32>>(v[0]) & vec4<u32>(0x7fffffffu);
-    let high = bitcast<vec4<u32>>(v[1]) & vec4<u32>(0x7fffffffu);
-    let both = max(low, high);
-    let most = max(max(both.x, both.y), max(both.z, both.w));
-    if (most >= 0x7f800000u) {
-        atomicMin(&bad[0], eight * 8u + select(4u + first_bad(high), first_bad(low), any(low >= INFINITE)));
-    }
-    largest[thread] = most;
+    largest[thread] = largest_of(v, eight);
     workgroupBarrier();
     for (var half = EACH / 2u; half > 0u; half >>= 1u) {
         if (thread % EACH < half) {
@@ -47,37 +35,7 @@ fn quantize_blocks(
         of_block[thread] = vec2<f32>(factor, scales[block]);
     }
     workgroupBarrier();
-    if (!there) {
-        return;
+    if (there) {
+        put_codes(eight, v, of_block[thread / EACH]);
     }
-    let own = of_block[thread / EACH];
-    // Apart from the others, and once for two of them: the text of a division is long.
-    if (bitcast<u32>(own.x) == 0x7f800000u) {
-        for (var i = 0u; i < 4u; i++) {
-            v[0] = vec4<f32>(v[0].yzw, scaled(v[0].x, own.x, own.y));
-            v[1] = vec4<f32>(v[1].yzw, scaled(v[1].x, own.x, own.y));
-        }
-    } else {
-        v[0] *= own.x;
-        v[1] *= own.x;
-    }
-    //@ for w in WORDS
-    var word_$w = 0u;
-    //@ for i in EACH_WORD
-    word_$w |= encode(v[($wu * CODES_PER_WORD + $iu) / 4u][($wu * CODES_PER_WORD + $iu) % 4u]) << code_place($iu);
-    //@ end
-    codes[eight * (8u / CODES_PER_WORD) + $wu] = word_$w;
-    //@ end
-}
-
-// The first of four magnitudes that is not finite.
-fn first_bad(v: vec4<u32>) -> u32 {
-    let is_bad = v >= INFINITE;
-    return select(select(select(3u, 2u, is_bad.z), 1u, is_bad.y), 0u, is_bad.x);
-}
-
-// Where code `i` of a word begins.
-fn code_place(i: u32) -> u32 {
-    let place = i * BITS;
-    return select(place, (place & 24u) + 8u - BITS - (place & 7u), HIGH_FIRST);
 }
