@@ -136,6 +136,11 @@ impl Groups {
         self.values[code * self.length + i]
     }
 
+    /// The largest magnitude of all weights of codes.
+    pub fn largest(&self) -> f32 {
+        self.values.iter().fold(0.0, |most, v| most.max(v.abs()))
+    }
+
     /// Number of codes.
     pub fn codes(&self) -> usize {
         1 << self.bits

@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
+use super::byte_tables::{self, LookUp256, LooksUp};
 use super::dispatch::Isa;
 use super::gemm::Gemm;
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
-use super::lookup;
+use super::lookup::{self, Sums};
 use super::planes::{self, LookUp};
 use super::simd::{Simd, Task};
 use super::tile;
@@ -85,20 +86,30 @@ fn multiply(
         None
     };
     let planes = planes::prepare(isa, view, x, m, split, pool);
-    let tables = if planes.is_none() { lookup::prepare(isa, view, x, m, pool) } else { None };
+    let of_bytes = if planes.is_none() && isa.run(LooksUp) {
+        byte_tables::prepare(isa, view, x, m, split, pool)
+    } else {
+        None
+    };
+    let looks_up = planes.is_some() || of_bytes.is_some();
+    let tables = if looks_up { None } else { lookup::prepare(isa, view, x, m, pool) };
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
-    let products = |yt: &mut [f32]| match (&planes, &sixteen, &tables) {
-        (Some(p), _, _) => {
+    let products = |yt: &mut [f32]| match (&planes, &of_bytes, &sixteen, &tables) {
+        (Some(p), ..) => {
             pool.rows(yt, m, planes::ROWS_OF_THREAD, |first, y| isa.run(LookUp { p, first, y }));
         }
-        (_, Some(p), _) if m == 1 => {
+        (_, Some(p), ..) => {
+            let rows = byte_tables::ROWS_OF_THREAD;
+            pool.rows(yt, m, rows, |first, y| isa.run(LookUp256 { p, first, y }));
+        }
+        (.., Some(p), _) if m == 1 => {
             pool.rows(yt, m, ROWS_OF_ONE, |first, y| isa.run(Gemv16 { p, first, y }));
         }
-        (_, Some(p), _) => {
+        (.., Some(p), _) => {
             pool.rows(yt, m, ROWS16, |first, y| isa.run(Gemm16 { p, m, first, y }));
         }
-        (_, _, Some(tables)) => {
-            pool.rows(yt, m, tables.rows(), |first, y| tables.multiply(first, y));
+        (.., Some(tables)) => {
+            pool.rows(yt, m, tables.rows(), |first, y| isa.run(Sums { tables, first, y }));
         }
         _ if m == 1 && Gemv::fits(isa, view) => {
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemv { view, x, first, y }));

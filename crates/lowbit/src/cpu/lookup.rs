@@ -88,35 +88,53 @@ impl Task for Products<'_> {
         let Products { groups, x, products } = self;
         let codes = groups.codes();
         for (x, products) in x.chunks(groups.length).zip(products.chunks_exact_mut(codes)) {
-            // Eight vectors at a time stay in registers while the columns pass.
-            for (at, products) in products.chunks_exact_mut(8 * S::LANES).enumerate() {
-                let mut sums = [s.splat(0.0); 8];
-                for (x, column) in x.iter().zip(groups.columns.chunks_exact(codes)) {
-                    let x = s.splat(*x);
-                    let column = &column[at * 8 * S::LANES..][..8 * S::LANES];
-                    for (sum, column) in sums.iter_mut().zip(column.chunks_exact(S::LANES)) {
-                        *sum = s.fma(s.load(column), x, *sum);
-                    }
-                }
-                for (sum, products) in sums.into_iter().zip(products.chunks_exact_mut(S::LANES)) {
-                    s.store(sum, products);
-                }
+            products_of_group(s, groups, x, products);
+        }
+    }
+}
+
+/// Products of a group of activations with all codes.
+#[inline(always)]
+pub(crate) fn products_of_group<S: Simd>(s: S, groups: &Groups, x: &[f32], products: &mut [f32]) {
+    // Eight vectors at a time stay in registers while the columns pass.
+    for (at, products) in products.chunks_exact_mut(8 * S::LANES).enumerate() {
+        let mut sums = [s.splat(0.0); 8];
+        for (x, column) in x.iter().zip(groups.columns.chunks_exact(groups.codes())) {
+            let x = s.splat(*x);
+            let column = &column[at * 8 * S::LANES..][..8 * S::LANES];
+            for (sum, column) in sums.iter_mut().zip(column.chunks_exact(S::LANES)) {
+                *sum = s.fma(s.load(column), x, *sum);
+            }
+        }
+        for (sum, products) in sums.into_iter().zip(products.chunks_exact_mut(S::LANES)) {
+            s.store(sum, products);
+        }
+    }
+}
+
+/// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
+pub(crate) struct Sums<'a> {
+    pub tables: &'a Tables<'a>,
+    pub first: usize,
+    pub y: &'a mut [f32],
+}
+
+impl Task for Sums<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Sums { tables, first, y } = self;
+        for (i, y) in y.chunks_mut(ROWS * tables.m).enumerate() {
+            for row_of_x in 0..tables.m {
+                tables.multiply(s, first + i * ROWS, row_of_x, y);
             }
         }
     }
 }
 
 impl Tables<'_> {
-    /// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
-    pub fn multiply(&self, first: usize, y: &mut [f32]) {
-        for (i, y) in y.chunks_mut(ROWS * self.m).enumerate() {
-            for row_of_x in 0..self.m {
-                self.multiply_some(first + i * ROWS, row_of_x, y);
-            }
-        }
-    }
-
-    fn multiply_some(&self, first: usize, row_of_x: usize, y: &mut [f32]) {
+    #[inline(always)]
+    fn multiply<S: Simd>(&self, s: S, first: usize, row_of_x: usize, y: &mut [f32]) {
         let codes = self.groups.codes();
         let Blocks { geometry, scales, means, unit } = self.blocks;
         let size = self.products.len() / self.m;
@@ -132,7 +150,10 @@ impl Tables<'_> {
                 let len = TILE.min(end - from);
                 let tables = &products[from * codes..(from + len) * codes];
                 for (i, partial) in partial[..rows].iter_mut().enumerate() {
-                    let row = &self.bytes[(first + i) * self.row_bytes + from..][..len];
+                    let at = (first + i) * self.row_bytes + from;
+                    // Rows lie apart, so nothing else would fetch the next ones ahead.
+                    s.prefetch(self.bytes, at + ROWS * self.row_bytes);
+                    let row = &self.bytes[at..][..len];
                     *partial += sum(tables, row);
                 }
             }

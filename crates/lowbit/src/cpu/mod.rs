@@ -1,6 +1,7 @@
 //! CPU kernels: the specification ([`reference`](mod@reference)) and the fast paths behind [`Cpu`].
 
 mod buffer;
+mod byte_tables;
 pub(crate) mod cells;
 pub(crate) mod convert;
 mod dequantize;

@@ -155,21 +155,13 @@ impl Fill<'_> {
             }
         }
         let largest = values.as_flattened().iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        // The largest sum of products of a digit, but for its values: where one activation is far larger
-        // than the others, no bit is lost to those beside it.
-        let mut most = 0.0f32;
-        for x in self.x.chunks(length) {
+        let digits = self.x.chunks(length).flat_map(|x| {
             let (low, high) = x.split_at(split.min(x.len()));
-            for x in [low, high] {
-                most = most.max(x.iter().map(|x| x.abs()).sum());
-            }
-        }
-        let peak = ((HALF - 1) << (BITS * (P - 1))) as f32;
-        *self.unit = most * largest / peak;
-        let factor = if *self.unit > 0.0 { 1.0 / *self.unit } else { 0.0 };
-        let finite = s.max_magnitude_bits(self.x) < f32::INFINITY.to_bits();
-        if !finite || !self.unit.is_finite() || !factor.is_finite() {
-            *self.unit = f32::NAN;
+            [low, high]
+        });
+        let unit = Unit::new::<S, P>(s, self.x, digits, largest);
+        *self.unit = unit.value;
+        if !unit.value.is_finite() {
             return;
         }
         // What has a sign must not be shifted; the other digit makes up for it.
@@ -183,11 +175,56 @@ impl Fill<'_> {
             for part in 0..S::PARTS {
                 let at = byte_of::<S>(column, part) * length;
                 let tables = &mut tables[part * ENTRIES..];
-                digit::<S, P, 0>(low, four(self.x, at), factor, shifts[0], tables);
-                digit::<S, P, 1>(high, four(self.x, at + split), factor, shifts[1], tables);
+                digit::<S, P, 0>(low, four(self.x, at), &unit, shifts[0], tables);
+                digit::<S, P, 1>(high, four(self.x, at + split), &unit, shifts[1], tables);
             }
         }
     }
+}
+
+/// What the integers of some activations' products stand for.
+pub(super) struct Unit {
+    /// Not finite if an activation is not, or if all are too small for integers.
+    pub value: f32,
+    factor: f32,
+    /// What makes an entry's planes positive.
+    half: i32,
+}
+
+impl Unit {
+    /// For `x`, whose products are summed in those runs with values of at most that magnitude, in `P`
+    /// planes.
+    #[inline(always)]
+    pub fn new<'x, S: Simd, const P: usize>(
+        s: S,
+        x: &[f32],
+        runs: impl Iterator<Item = &'x [f32]>,
+        largest: f32,
+    ) -> Self {
+        // The largest sum, but for its values: where one activation is far larger than the others, no
+        // bit is lost to those beside it.
+        let most = runs.map(|x| x.iter().map(|x| x.abs()).sum()).fold(0.0, f32::max);
+        let peak = ((HALF - 1) << (BITS * (P - 1))) as f32;
+        let value = most * largest / peak;
+        let factor = if value > 0.0 { 1.0 / value } else { 0.0 };
+        let finite = s.max_magnitude_bits(x) < f32::INFINITY.to_bits() && factor.is_finite();
+        let half = (0..P).map(|plane| HALF << (BITS * plane)).sum();
+        Unit { value: if finite { value } else { f32::NAN }, factor, half }
+    }
+
+    /// A product, rounded, as a number that is not negative.
+    #[inline(always)]
+    pub fn integer(&self, product: f32) -> i32 {
+        // Adding 1.5 * 2^23 leaves the integer in the low bits.
+        const SHIFT: f32 = 12_582_912.0;
+        (product * self.factor + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32 + self.half
+    }
+}
+
+/// Seven bits of such an integer.
+#[inline(always)]
+pub(super) fn plane(integer: i32, plane: usize) -> i32 {
+    integer >> (BITS * plane) & 127
 }
 
 /// The planes of digit `D` of a byte: entry for entry the products of `x` with `values`, rounded, in
@@ -196,7 +233,7 @@ impl Fill<'_> {
 fn digit<S: Simd, const P: usize, const D: usize>(
     values: &[[f32; ENTRIES]],
     x: [f32; 4],
-    factor: f32,
+    unit: &Unit,
     shift: i32,
     tables: &mut [u8],
 ) {
@@ -205,20 +242,11 @@ fn digit<S: Simd, const P: usize, const D: usize>(
         3 => products::<3>(values, x),
         _ => products::<2>(values, x),
     };
-    // Adding 1.5 * 2^23 leaves the integer in the low bits.
-    const SHIFT: f32 = 12_582_912.0;
-    let mut half = 0;
-    for plane in 0..P {
-        half += HALF << (BITS * plane);
-    }
-    let mut integers = [0i32; ENTRIES];
-    for (integer, product) in integers.iter_mut().zip(products) {
-        *integer = (product * factor + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32 + half;
-    }
-    for plane in 0..P {
-        let at = (2 * plane + D) * S::PARTS * ENTRIES;
+    let integers = products.map(|product| unit.integer(product));
+    for i in 0..P {
+        let at = (2 * i + D) * S::PARTS * ENTRIES;
         for (out, integer) in tables[at..at + ENTRIES].iter_mut().zip(integers) {
-            *out = ((integer >> (BITS * plane) & 127) + shift) as u8;
+            *out = (plane(integer, i) + shift) as u8;
         }
     }
 }
@@ -274,8 +302,8 @@ impl LookUp<'_> {
         let LookUp { p, first, y } = self;
         let m = p.m;
         let rows = y.len() / m;
-        let scales = p.scales(first, rows);
-        let blocks = p.blocks_of_row();
+        let scales = p.blocks.scales_of::<ROWS>(first, rows);
+        let blocks = p.blocks.of_row();
         let mut codes = Buffer::new(ROWS * p.tile, 0u8);
         y.fill(0.0);
         for (t, tables) in p.tables.chunks_exact(m * p.tile * P * 2 * ENTRIES).enumerate() {
@@ -293,7 +321,15 @@ impl LookUp<'_> {
                     let tables = tables.chunks(columns * P * 2 * ENTRIES * S::PARTS);
                     for (run, (codes, tables)) in codes.zip(tables).enumerate() {
                         let sums = sum::<S, P, TRITS>(s, codes, tables, &mut ahead);
-                        let values = integers::<S, P>(s, sums, codes.len() / (ROWS * S::PARTS));
+                        let mut words = [[[0u8; STEP]; 2]; P];
+                        for (words, sums) in words.iter_mut().zip(sums) {
+                            for (words, sums) in words.iter_mut().zip(sums) {
+                                s.store_bytes(sums, words);
+                            }
+                        }
+                        // Two digits a byte.
+                        let columns = 2 * codes.len() / (ROWS * S::PARTS);
+                        let values = integers(&words, columns);
                         let mut products = [0.0f32; ROWS];
                         for (part, values) in values[..S::PARTS].iter().enumerate() {
                             let byte = byte_of::<S>(run * columns, part) + from;
@@ -311,36 +347,31 @@ impl LookUp<'_> {
                 }
             }
         }
-        if let Some(means) = p.blocks.means {
-            let means = means[first * blocks..].chunks_exact(blocks);
-            for (y, means) in y.chunks_exact_mut(m).zip(means) {
-                for (y, sums) in y.iter_mut().zip(p.sums.chunks_exact(blocks)) {
-                    *y += dot(s, means, sums);
-                }
-            }
+        add_means(s, p.blocks, first, &p.sums, m, y);
+    }
+}
+
+/// Adds the means of rows `first..` times the sums of each block's activations to `y: [rows, M]`.
+#[inline(always)]
+pub(super) fn add_means<S: Simd>(
+    s: S,
+    blocks: &Blocks<'_>,
+    first: usize,
+    sums: &[f32],
+    m: usize,
+    y: &mut [f32],
+) {
+    let Some(means) = blocks.means else { return };
+    let per_row = blocks.of_row();
+    let means = means[first * per_row..].chunks_exact(per_row);
+    for (y, means) in y.chunks_exact_mut(m).zip(means) {
+        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(per_row)) {
+            *y += dot(s, means, sums);
         }
     }
 }
 
 impl Planes<'_> {
-    fn blocks_of_row(&self) -> usize {
-        self.blocks.geometry.k.div_ceil(self.blocks.geometry.block_size)
-    }
-
-    /// Scales of some rows with the format's unit: `[rows / ROWS, blocks, ROWS]`.
-    #[inline(always)]
-    fn scales(&self, first: usize, rows: usize) -> Vec<[f32; ROWS]> {
-        let blocks = self.blocks_of_row();
-        let mut out = vec![[0.0; ROWS]; rows.div_ceil(ROWS) * blocks];
-        for row in 0..rows {
-            let scales = out[row / ROWS * blocks..].iter_mut().take(blocks);
-            for (scale, block) in scales.zip((first + row) * blocks..) {
-                scale[row % ROWS] = self.blocks.scales.get(block) * self.blocks.unit;
-            }
-        }
-        out
-    }
-
     /// The bytes of sixteen rows from a byte of a row on, transposed but for a last step: in each part
     /// bytes of even rows and of odd ones, of two columns.
     #[inline(always)]
@@ -448,24 +479,19 @@ fn sum<S: Simd, const P: usize, const TRITS: bool>(
     sums
 }
 
-/// The integers of such sums, by parts and rows.
+/// The integers of such sums of so many look-ups a row, by parts and rows; of each plane pairs of bytes as
+/// little-endian integers, and the odd ones.
 #[inline(always)]
-fn integers<S: Simd, const P: usize>(
-    s: S,
-    sums: [[S::Bytes; 2]; P],
+pub(super) fn integers<const P: usize>(
+    sums: &[[[u8; STEP]; 2]; P],
     columns: usize,
 ) -> [[i32; ROWS]; STEP / ROWS] {
     let mut all = [0i32; STEP];
     let mut half = 0;
-    for (plane, sums) in sums.into_iter().enumerate() {
-        let mut words = [[0u8; STEP]; 2];
-        for (words, sums) in words.iter_mut().zip(sums) {
-            s.store_bytes(sums, words);
-        }
-        let [pairs, odds] = words;
+    for (plane, [pairs, odds]) in sums.iter().enumerate() {
         let word = |v: &[u8; STEP], i: usize| u16::from_le_bytes([v[2 * i], v[2 * i + 1]]);
         for i in 0..STEP / 2 {
-            let (pair, odd) = (word(&pairs, i), word(&odds, i));
+            let (pair, odd) = (word(pairs, i), word(odds, i));
             let even = pair.wrapping_sub(odd << 8);
             all[2 * i] += i32::from(even) << (BITS * plane);
             all[2 * i + 1] += i32::from(odd) << (BITS * plane);
@@ -475,7 +501,7 @@ fn integers<S: Simd, const P: usize>(
     let mut parts = [[0; ROWS]; STEP / ROWS];
     for (part, all) in parts.iter_mut().zip(all.chunks_exact(ROWS)) {
         for (value, sum) in part.iter_mut().zip(all) {
-            *value = sum - 2 * half * columns as i32;
+            *value = sum - half * columns as i32;
         }
     }
     parts

@@ -46,6 +46,27 @@ pub(crate) struct Blocks<'a> {
     pub unit: f32,
 }
 
+impl Blocks<'_> {
+    /// Blocks of a row, where blocks lie in rows.
+    pub fn of_row(&self) -> usize {
+        self.geometry.k.div_ceil(self.geometry.block_size)
+    }
+
+    /// Scales of some rows with the format's unit, where blocks lie in rows: `[rows / R, blocks, R]`.
+    #[inline(always)]
+    pub fn scales_of<const R: usize>(&self, first: usize, rows: usize) -> Vec<[f32; R]> {
+        let blocks = self.of_row();
+        let mut out = vec![[0.0; R]; rows.div_ceil(R) * blocks];
+        for row in 0..rows {
+            let scales = out[row / R * blocks..].iter_mut().take(blocks);
+            for (scale, block) in scales.zip((first + row) * blocks..) {
+                scale[row % R] = self.scales.get(block) * self.unit;
+            }
+        }
+        out
+    }
+}
+
 impl<'a> View<'a> {
     pub fn of(weight: &'a Weight) -> Self {
         match weight {

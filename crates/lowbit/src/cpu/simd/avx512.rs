@@ -8,7 +8,9 @@ use super::{Cells, STEP16, Simd, Task, max_magnitude_bits_scalar};
 
 /// Proof that the machine has these features.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    vbmi: bool,
+}
 
 const LANES: usize = 16;
 
@@ -26,7 +28,13 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then_some(Avx512(()))
+        has.then(|| Avx512 { vbmi: is_x86_feature_detected!("avx512vbmi") })
+    }
+
+    /// Whether it looks bytes up in vectors: AVX-512 VBMI.
+    #[inline(always)]
+    pub fn has_vbmi(self) -> bool {
+        self.vbmi
     }
 
     /// Runs a task compiled for this instruction set.

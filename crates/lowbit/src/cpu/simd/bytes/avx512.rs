@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::avx512::Avx512;
-use super::{Bytes, LOW_MIDDLE, LOW_VALUES};
+use super::{Bytes, LOW_MIDDLE, LOW_VALUES, ROWS, TABLE};
 
 /// Bytes of a vector.
 const LEN: usize = 64;
@@ -95,4 +95,69 @@ impl Bytes for Avx512 {
         // SAFETY: see the top of this block.
         unsafe { [_mm512_add_epi16(pairs, v), _mm512_add_epi16(odds, _mm512_srli_epi16::<8>(v))] }
     }
+    #[inline(always)]
+    fn load_parts(self, parts: [&[u8]; 4]) -> __m512i {
+        let [a, b, c, d] = parts.map(|part| {
+            let part = &part[..16];
+            // SAFETY: see the top of this block.
+            unsafe { _mm_loadu_si128(part.as_ptr().cast()) }
+        });
+        // SAFETY: see the top of this block.
+        unsafe {
+            let lower = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+            let upper = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d);
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper)
+        }
+    }
+    #[inline(always)]
+    fn looks_up_bytes(self) -> bool {
+        self.has_vbmi()
+    }
+    #[inline(always)]
+    fn sum_bytes<const P: usize>(self, codes: &[u8], tables: &[u8]) -> [[[u8; ROWS]; 2]; P] {
+        assert!(self.has_vbmi(), "only where bytes are looked up");
+        // SAFETY: the processor has it, as was just seen; for the rest see the top of this block.
+        unsafe { sum_bytes(self, codes, tables) }
+    }
+}
+
+/// What [`Bytes::sum_bytes`] says, two columns at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn sum_bytes<const P: usize>(s: Avx512, codes: &[u8], tables: &[u8]) -> [[[u8; ROWS]; 2]; P] {
+    let mut sums = [[s.zeros(); 2]; P];
+    let pairs = codes.chunks_exact(2 * ROWS).zip(tables.chunks_exact(2 * P * TABLE));
+    for (codes, tables) in pairs {
+        let [a, b] = [s.load_bytes(codes), s.load_bytes(&codes[ROWS..])];
+        let upper = [_mm512_movepi8_mask(a), _mm512_movepi8_mask(b)];
+        for (plane, sums) in sums.iter_mut().enumerate() {
+            let a = look_up_256(s, &tables[plane * TABLE..], a, upper[0]);
+            let b = look_up_256(s, &tables[(P + plane) * TABLE..], b, upper[1]);
+            *sums = s.add_up(*sums, s.add_bytes(a, b));
+        }
+    }
+    if codes.len() % (2 * ROWS) != 0 {
+        let last = codes.len() / ROWS - 1;
+        let a = s.load_bytes(&codes[last * ROWS..]);
+        for (plane, sums) in sums.iter_mut().enumerate() {
+            let table = &tables[(last * P + plane) * TABLE..];
+            *sums = s.add_up(*sums, look_up_256(s, table, a, _mm512_movepi8_mask(a)));
+        }
+    }
+    let mut words = [[[0u8; ROWS]; 2]; P];
+    for (words, sums) in words.iter_mut().zip(sums) {
+        for (words, sums) in words.iter_mut().zip(sums) {
+            s.store_bytes(sums, words);
+        }
+    }
+    words
+}
+
+/// `table[index]`, where `upper` says which indices are in the upper half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn look_up_256(s: Avx512, table: &[u8], index: __m512i, upper: u64) -> __m512i {
+    let quarter = |i: usize| s.load_bytes(&table[i * LEN..]);
+    let low = _mm512_permutex2var_epi8(quarter(0), index, quarter(1));
+    let high = _mm512_permutex2var_epi8(quarter(2), index, quarter(3));
+    _mm512_mask_blend_epi8(upper, low, high)
 }

@@ -8,6 +8,10 @@ mod avx512;
 mod neon;
 mod portable;
 
+/// Rows that [`Bytes::sum_bytes`] takes.
+pub(crate) const ROWS: usize = 64;
+/// Entries of a table of bytes that bytes look up in.
+pub(crate) const TABLE: usize = 256;
 /// Trits in the lower digit of a byte of five.
 pub(crate) const LOW_TRITS: usize = 3;
 /// How many values it has.
@@ -53,4 +57,42 @@ pub(crate) trait Bytes: Copy {
     /// integers, to the second the odd bytes. Taking the second 256 times from the first, modulo
     /// 65536, leaves the sums of the even bytes.
     fn add_up(self, sums: [Self::Bytes; 2], v: Self::Bytes) -> [Self::Bytes; 2];
+
+    /// Reads a part from each of the first [`PARTS`](Self::PARTS) slices.
+    #[inline(always)]
+    fn load_parts(self, parts: [&[u8]; 4]) -> Self::Bytes {
+        let mut bytes = [0u8; 64];
+        for (bytes, part) in bytes.chunks_exact_mut(16).zip(parts) {
+            bytes.copy_from_slice(&part[..16]);
+        }
+        self.load_bytes(&bytes)
+    }
+    /// Whether [`sum_bytes`](Self::sum_bytes) is more than a loop.
+    #[inline(always)]
+    fn looks_up_bytes(self) -> bool {
+        false
+    }
+    /// Sums, by rows and in each of `P` planes, of what at most 512 columns of bytes find in their tables,
+    /// `codes: [columns, ROWS]` in `tables: [columns, P, TABLE]` of numbers below 128; as
+    /// [`add_up`](Self::add_up) leaves them.
+    #[inline(always)]
+    fn sum_bytes<const P: usize>(self, codes: &[u8], tables: &[u8]) -> [[[u8; ROWS]; 2]; P] {
+        let mut sums = [[0u16; ROWS]; P];
+        for (codes, tables) in codes.chunks_exact(ROWS).zip(tables.chunks_exact(P * TABLE)) {
+            for (sums, table) in sums.iter_mut().zip(tables.chunks_exact(TABLE)) {
+                for (sum, code) in sums.iter_mut().zip(codes) {
+                    *sum += u16::from(table[usize::from(*code)]);
+                }
+            }
+        }
+        sums.map(|sums| {
+            let mut words = [[0u8; ROWS]; 2];
+            for i in (0..ROWS).step_by(2) {
+                let pair = sums[i].wrapping_add(sums[i + 1] << 8);
+                words[0][i..i + 2].copy_from_slice(&pair.to_le_bytes());
+                words[1][i..i + 2].copy_from_slice(&sums[i + 1].to_le_bytes());
+            }
+            words
+        })
+    }
 }

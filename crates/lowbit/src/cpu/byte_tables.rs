@@ -1,0 +1,332 @@
+//! A few rows of activations and codes of a byte that stand for a group of weights, where an instruction
+//! set looks bytes up in tables of 256.
+//!
+//! As in [`planes`](super::planes), what a code contributes is an integer in planes of seven bits. Here a
+//! group of columns has one table for all rows of weights, 64 of which look up in it at a time.
+
+use super::buffer::Buffer;
+use super::dispatch::Isa;
+use super::groups::Groups;
+use super::linear::Pool;
+use super::lookup::{block_sums, products_of_group};
+use super::planes::{Unit, add_means, integers, plane};
+use super::simd::bytes::{ROWS, TABLE};
+use super::simd::{Simd, Task};
+use super::view::{Blocks, Codes, View};
+
+/// Rows of weights that a thread takes at once.
+pub(crate) const ROWS_OF_THREAD: usize = 4 * ROWS;
+/// Most rows of activations for which this is worth it.
+const MOST: usize = 8;
+/// Groups whose tables are used for all rows of weights of a thread before the next.
+const TILE: usize = 64;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Bytes of a row that are transposed at a time.
+const STEP: usize = 16;
+
+/// Tables for some rows of activations, and the weight that looks up in them.
+pub(crate) struct ByteTables<'a> {
+    blocks: &'a Blocks<'a>,
+    bytes: &'a [u8],
+    row_bytes: usize,
+    /// Groups of a row.
+    per_row: usize,
+    /// Groups of a block.
+    per_block: usize,
+    n: usize,
+    m: usize,
+    planes: usize,
+    /// `[tiles, M, TILE, planes, TABLE]`.
+    tables: Buffer<u8>,
+    /// What the integers stand for: `[tiles, M]`.
+    units: Vec<f32>,
+    /// Sums of the activations of each block, for means: `[M, blocks]`.
+    sums: Vec<f32>,
+}
+
+/// Whether an instruction set looks up in tables of 256 faster than one by one.
+pub(crate) struct LooksUp;
+
+impl Task for LooksUp {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        s.looks_up_bytes()
+    }
+}
+
+/// Makes the tables for `x: [M, K]`; `None` if codes are no bytes of a table, blocks cut their groups, or
+/// an activation is not finite. With `exact`, f32 accuracy.
+pub(crate) fn prepare<'a>(
+    isa: Isa,
+    view: &'a View<'a>,
+    x: &[f32],
+    m: usize,
+    exact: bool,
+    pool: &Pool,
+) -> Option<ByteTables<'a>> {
+    let (Codes::Groups(groups), Some(blocks)) = (&view.codes, &view.blocks) else { return None };
+    let g = &blocks.geometry;
+    let whole = g.block_size >= g.k;
+    let in_blocks = whole || g.block_size % groups.length == 0;
+    if m > MOST || view.n < ROWS || g.k == 0 || groups.codes() != TABLE || !in_blocks {
+        return None;
+    }
+    let row_bytes = g.row_bytes?;
+    let planes = if exact { 3 } else { 2 };
+    let per_row = g.k.div_ceil(groups.length);
+    let (tiles, size) = (per_row.div_ceil(TILE), TILE * planes * TABLE);
+    let mut tables = Buffer::new(tiles * m * size, 0u8);
+    let mut units = vec![0.0; tiles * m];
+    let largest = groups.largest();
+    let mut parts: Vec<Fill<'_>> = tables
+        .chunks_exact_mut(size)
+        .zip(&mut units)
+        .enumerate()
+        .map(|(i, (tables, unit))| {
+            let row = &x[i % m * g.k..][..g.k];
+            let x = &row[i / m * TILE * groups.length..];
+            let x = &x[..x.len().min(TILE * groups.length)];
+            Fill { groups, largest, x, planes, tables, unit }
+        })
+        .collect();
+    pool.each(&mut parts, 1, 4 * m * view.k, |_, parts| {
+        for part in parts {
+            isa.run(part);
+        }
+    });
+    if units.iter().any(|unit| !unit.is_finite()) {
+        return None;
+    }
+    let sums = block_sums(x, blocks);
+    let per_block = if whole { per_row } else { g.block_size / groups.length };
+    let (bytes, n) = (view.bytes, view.n);
+    Some(ByteTables {
+        blocks,
+        bytes,
+        row_bytes,
+        per_row,
+        per_block,
+        n,
+        m,
+        planes,
+        tables,
+        units,
+        sums,
+    })
+}
+
+/// The tables of a tile for a row of activations.
+struct Fill<'a> {
+    groups: &'a Groups,
+    /// Of the groups' values.
+    largest: f32,
+    x: &'a [f32],
+    planes: usize,
+    tables: &'a mut [u8],
+    unit: &'a mut f32,
+}
+
+impl Task for &mut Fill<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.planes {
+            3 => self.with::<S, 3>(s),
+            _ => self.with::<S, 2>(s),
+        }
+    }
+}
+
+impl Fill<'_> {
+    #[inline(always)]
+    fn with<S: Simd, const P: usize>(&mut self, s: S) {
+        let length = self.groups.length;
+        let unit = Unit::new::<S, P>(s, self.x, self.x.chunks(length), self.largest);
+        *self.unit = unit.value;
+        if !unit.value.is_finite() {
+            return;
+        }
+        let mut products = [0.0f32; TABLE];
+        for (x, tables) in self.x.chunks(length).zip(self.tables.chunks_exact_mut(P * TABLE)) {
+            products_of_group(s, self.groups, x, &mut products);
+            let mut integers = [0i32; TABLE];
+            for (integer, product) in integers.iter_mut().zip(&products) {
+                *integer = unit.integer(*product);
+            }
+            for (i, table) in tables.chunks_exact_mut(TABLE).enumerate() {
+                for (out, integer) in table.iter_mut().zip(integers) {
+                    *out = plane(integer, i) as u8;
+                }
+            }
+        }
+    }
+}
+
+/// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
+pub(crate) struct LookUp256<'a> {
+    pub p: &'a ByteTables<'a>,
+    pub first: usize,
+    pub y: &'a mut [f32],
+}
+
+impl Task for LookUp256<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.p.planes {
+            3 => self.with::<S, 3>(s),
+            _ => self.with::<S, 2>(s),
+        }
+    }
+}
+
+impl LookUp256<'_> {
+    #[inline(always)]
+    fn with<S: Simd, const P: usize>(self, s: S) {
+        let LookUp256 { p, first, y } = self;
+        let m = p.m;
+        let blocks = p.per_row.div_ceil(p.per_block);
+        let rows = y.len() / m;
+        let scales = p.blocks.scales_of::<ROWS>(first, rows);
+        // All of the rows first, one after the other as they lie in memory.
+        let row = p.per_row.next_multiple_of(STEP) * ROWS;
+        let mut codes = Buffer::new(rows.div_ceil(ROWS) * row, 0u8);
+        for (group, codes) in codes.chunks_exact_mut(row).enumerate() {
+            p.transpose(s, first + group * ROWS, codes);
+        }
+        let mut ahead = (first + rows) * p.row_bytes;
+        let lines =
+            (rows * p.row_bytes).div_ceil(LINE * p.units.len().max(1) * (codes.len() / row).max(1));
+        y.fill(0.0);
+        for (t, tables) in p.tables.chunks_exact(m * TILE * P * TABLE).enumerate() {
+            let from = t * TILE;
+            let len = (p.per_row - from).min(TILE);
+            let groups = y.chunks_mut(ROWS * m).zip(scales.chunks_exact(blocks));
+            for ((y, scales), codes) in groups.zip(codes.chunks_exact(row)) {
+                let codes = &codes[from * ROWS..];
+                for (i, tables) in tables.chunks_exact(TILE * P * TABLE).enumerate() {
+                    let unit = p.units[t * m + i];
+                    // The next rows, a few lines at a time: all at once they would wait for each other.
+                    for _ in 0..lines {
+                        s.prefetch(p.bytes, ahead);
+                        ahead += LINE;
+                    }
+                    let mut at = 0;
+                    while at < len {
+                        let block = (from + at) / p.per_block;
+                        let end = ((block + 1) * p.per_block - from).min(len);
+                        let codes = &codes[at * ROWS..end * ROWS];
+                        let tables = &tables[at * P * TABLE..end * P * TABLE];
+                        let values = integers(&s.sum_bytes::<P>(codes, tables), end - at);
+                        let mut products = [0.0f32; ROWS];
+                        let parts = values.as_flattened().iter().zip(&scales[block]);
+                        for (product, (value, scale)) in products.iter_mut().zip(parts) {
+                            *product = *value as f32 * (scale * unit);
+                        }
+                        if let (1, Some(y)) = (m, y.first_chunk_mut::<ROWS>()) {
+                            for (y, product) in y.iter_mut().zip(products) {
+                                *y += product;
+                            }
+                        } else {
+                            for (y, product) in y.chunks_exact_mut(m).zip(products) {
+                                y[i] += product;
+                            }
+                        }
+                        at = end;
+                    }
+                }
+            }
+        }
+        add_means(s, p.blocks, first, &p.sums, m, y);
+    }
+}
+
+impl ByteTables<'_> {
+    /// Bytes of the rows from `first` on: `[codes.len() / ROWS, ROWS]`.
+    #[inline(always)]
+    fn transpose<S: Simd>(&self, s: S, first: usize, codes: &mut [u8]) {
+        let mut ends = Vec::new();
+        let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
+        let len = codes.len() / ROWS;
+        for (r, bytes) in rows.iter_mut().enumerate() {
+            let row = (first + r).min(self.n - 1);
+            *bytes = &self.bytes[row * self.row_bytes..];
+        }
+        if rows.iter().any(|row| row.len() < len) {
+            // The end of the weight, where vectors may reach beyond it.
+            ends.resize(ROWS * len, 0);
+            for (row, end) in rows.iter_mut().zip(ends.chunks_exact_mut(len)) {
+                let there = len.min(row.len());
+                end[..there].copy_from_slice(&row[..there]);
+                *row = end;
+            }
+        }
+        for (i, codes) in codes.chunks_exact_mut(STEP * ROWS).enumerate() {
+            for part in (0..ROWS / STEP).step_by(S::PARTS) {
+                let mut v = [s.zeros(); STEP];
+                for (r, v) in v.iter_mut().enumerate() {
+                    let mut of_parts = [rows[part * STEP + r]; ROWS / STEP];
+                    for j in 1..S::PARTS {
+                        of_parts[j] = rows[(part + j) * STEP + r];
+                    }
+                    for row in &mut of_parts {
+                        *row = &row[i * STEP..];
+                    }
+                    *v = s.load_parts(of_parts);
+                }
+                for _ in 0..STEP.ilog2() {
+                    let mut next = v;
+                    for r in 0..STEP / 2 {
+                        [next[2 * r], next[2 * r + 1]] = s.interleave(v[r], v[r + STEP / 2]);
+                    }
+                    v = next;
+                }
+                for (v, codes) in v.into_iter().zip(codes.chunks_exact_mut(ROWS)) {
+                    s.store_bytes(v, &mut codes[part * STEP..]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cpu, Weight, formats};
+
+    /// On machines that have no such look-up as well: then it is a loop.
+    #[test]
+    fn agree_with_products_of_what_is_decoded() {
+        for (n, k, block_size, m, exact) in
+            [(64, 640, None, 1, true), (100, 1283, None, 3, false), (130, 960, Some(160), 2, true)]
+        {
+            let number = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;
+            let numbers: Vec<f32> = (0..n * k).map(number).collect();
+            let x: Vec<f32> = (0..m * k).map(|i| number(i + 7)).collect();
+            let format = formats::by_name("sub1").unwrap();
+            for isa in Isa::available() {
+                let cpu = Cpu::with(isa);
+                let q = cpu.quantize(format, &numbers, &[n, k], block_size).unwrap();
+                let mut w = vec![0.0f32; n * k];
+                cpu.dequantize(&q, &mut w).unwrap();
+                let weight = Weight::Quantized(q);
+                let view = View::of(&weight);
+                let p = prepare(isa, &view, &x, m, exact, &Pool::for_work(n * k)).unwrap();
+                let mut y = vec![0.0; n * m];
+                isa.run(LookUp256 { p: &p, first: 0, y: &mut y });
+                for (row, y) in y.chunks_exact(m).enumerate() {
+                    for (x, y) in x.chunks_exact(k).zip(y) {
+                        let products = w[row * k..][..k].iter().zip(x).map(|(w, x)| w * x);
+                        let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| {
+                            (sum + f64::from(p), size + f64::from(p.abs()))
+                        });
+                        let most = if exact { 2e-6 } else { 1e-3 };
+                        assert!((f64::from(*y) - sum).abs() <= most * size, "{isa:?} {row}");
+                    }
+                }
+            }
+        }
+    }
+}
