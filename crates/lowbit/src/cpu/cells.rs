@@ -1,6 +1,7 @@
 //! Codes of a byte without a search: the upper half of a number chooses a cell, in which at most
 //! one threshold lies.
 
+use super::lines::Lines;
 use crate::format::Encoder;
 
 /// The sign, the exponent and seven bits of the mantissa.
@@ -18,6 +19,9 @@ pub(crate) struct Cells {
     /// `2^level + path`; bit `i` of a path says where it went at level `i`.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 alone walks it"))]
     pub tree: [i32; 256],
+    /// The thresholds above zero as lines.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX2 alone takes them"))]
+    pub lines: Lines,
     /// The code of zero.
     pub zero: u8,
 }
@@ -49,7 +53,8 @@ impl Cells {
             let went = (0..level).map(|i| ((node >> i) & 1) << (7 - i)).sum::<usize>();
             *threshold = up(went + (1 << (7 - level))).map_or(i32::MAX, |up| up.to_bits() as i32);
         }
-        Cells { table, tree, zero }
+        let lines = Lines::new(&encoder.ups[usize::from(zero)..]);
+        Cells { table, tree, lines, zero }
     }
 
     /// The entry of the number whose upper half this is.
@@ -84,19 +89,21 @@ mod tests {
             let mut codes = vec![0; self.1.len()];
             let step = 4 * S::LANES;
             for (x, codes) in self.1.chunks_exact(step).zip(codes.chunks_exact_mut(step)) {
-                s.encode_cells(self.0, x, codes);
+                s.encode_cells(self.0, x, 1.0, codes);
             }
             codes
         }
     }
 
-    /// Every threshold and the numbers beside it, and numbers of every size.
+    /// Every threshold and the numbers beside it, and numbers of every size. Within a segment lines
+    /// never fall, so what holds beside the thresholds holds between them.
     #[test]
     fn agree_with_the_encoder() {
         for encoder in [&MOMENT_ENCODER, &UNSIGNED_ENCODER] {
             let cells = Cells::new(encoder);
             let near = encoder.ups.iter().flat_map(|up| [up.next_down(), *up, up.next_up()]);
-            let sizes = (0..=0x7f80_0000u32).step_by(997).map(f32::from_bits);
+            let largest = 1.0f32.next_up();
+            let sizes = (0..=largest.to_bits()).step_by(997).map(f32::from_bits).chain([largest]);
             let signs = if cells.zero > 0 { [1.0, -1.0] } else { [1.0, 1.0] };
             let mut x: Vec<f32> = near.chain(sizes).flat_map(|x| signs.map(|s| x * s)).collect();
             x.retain(|x| x.to_bits() != 1 << 31 && (cells.zero > 0 || *x >= 0.0));

@@ -16,6 +16,7 @@ mod groups;
 mod int8;
 mod int8_linear;
 mod linear;
+pub(crate) mod lines;
 mod lookup;
 pub mod measure;
 mod outliers;

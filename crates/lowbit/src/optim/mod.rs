@@ -20,6 +20,7 @@
 //! # Ok::<(), lowbit::Error>(())
 //! ```
 
+mod kept;
 mod kernels;
 mod map;
 pub mod reference;

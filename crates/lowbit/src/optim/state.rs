@@ -30,7 +30,7 @@ impl fmt::Display for Moment<'_> {
     }
 }
 
-impl<'a> Moment<'a> {
+impl Moment<'_> {
     pub(super) fn is_8bit(&self) -> bool {
         matches!(self, Moment::Bits8 { .. })
     }
@@ -41,25 +41,6 @@ impl<'a> Moment<'a> {
             Moment::Bits8 { codes, absmax } => {
                 codes.len() == len && absmax.len() == len.div_ceil(BLOCK_SIZE)
             }
-        }
-    }
-
-    /// The same moment, borrowed for less long.
-    pub(super) fn reborrow(&mut self) -> Moment<'_> {
-        match self {
-            Moment::F32(numbers) => Moment::F32(numbers),
-            Moment::Bits8 { codes, absmax } => Moment::Bits8 { codes, absmax },
-        }
-    }
-
-    /// Takes the first `len` numbers off, whole blocks or all.
-    pub(super) fn take_front(&mut self, len: usize) -> Moment<'a> {
-        match self {
-            Moment::F32(numbers) => Moment::F32(front(numbers, len)),
-            Moment::Bits8 { codes, absmax } => Moment::Bits8 {
-                codes: front(codes, len),
-                absmax: front(absmax, len.div_ceil(BLOCK_SIZE)),
-            },
         }
     }
 }

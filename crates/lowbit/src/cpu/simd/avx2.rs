@@ -1,5 +1,7 @@
 //! AVX2 with FMA and F16C.
 
+mod cells;
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -481,27 +483,8 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
-        let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
-        // SAFETY: see the top of this block.
-        unsafe {
-            let falls = _mm256_set1_epi32(if cells.zero > 0 { -1 } else { 0 });
-            let mut codes = [_mm256_setzero_si256(); 4];
-            for (codes, x) in codes.iter_mut().zip(x.chunks_exact(LANES)) {
-                let entries = _mm256_setr_m128i(entries(cells, x), entries(cells, &x[4..]));
-                let bits = _mm256_loadu_si256(x.as_ptr().cast());
-                let low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
-                let complement = _mm256_and_si256(_mm256_srai_epi32::<31>(bits), falls);
-                let sum = _mm256_xor_si256(_mm256_add_epi32(entries, low), complement);
-                *codes = _mm256_srli_epi32::<24>(sum);
-            }
-            let low = _mm256_packs_epi32(codes[0], codes[1]);
-            let high = _mm256_packs_epi32(codes[2], codes[3]);
-            let mixed = _mm256_packus_epi16(low, high);
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let ordered = _mm256_permutevar8x32_epi32(mixed, order);
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
-        }
+    fn encode_cells(self, cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]) {
+        cells::encode(self, cells, x, factor, out);
     }
     #[inline(always)]
     fn max_magnitude_bits(self, x: &[f32]) -> u32 {
@@ -577,18 +560,6 @@ fn append(count: __m256i, mask: __m256) -> __m256i {
 #[inline(always)]
 fn four_of(table: &[i32; 256], codes: u32) -> __m128i {
     let [a, b, c, d] = codes.to_le_bytes().map(|code| table[usize::from(code)]);
-    // SAFETY: only reached from methods of `Avx2`, which proves the feature.
-    unsafe { _mm_setr_epi32(a, b, c, d) }
-}
-
-/// The entries of four numbers.
-#[inline(always)]
-fn entries(cells: &Cells, x: &[f32]) -> __m128i {
-    let pair = |i: usize| {
-        let two = u64::from(x[i].to_bits()) | u64::from(x[i + 1].to_bits()) << 32;
-        [cells.entry((two >> 16) as u16) as i32, cells.entry((two >> 48) as u16) as i32]
-    };
-    let ([a, b], [c, d]) = (pair(0), pair(2));
     // SAFETY: only reached from methods of `Avx2`, which proves the feature.
     unsafe { _mm_setr_epi32(a, b, c, d) }
 }

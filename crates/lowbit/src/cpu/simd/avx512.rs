@@ -427,13 +427,15 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
+    fn encode_cells(self, cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]) {
         let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
         for (x, out) in x.chunks_exact(LANES).zip(out.chunks_exact_mut(LANES)) {
             // SAFETY: see the top of this block.
             unsafe {
                 let zero = _mm512_setzero_si512();
-                let bits = _mm512_loadu_si512(x.as_ptr().cast());
+                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(factor));
+                // Adding turns -0 to 0.
+                let bits = _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps()));
                 // Below zero a tie goes to the larger magnitude, and none has the code of zero.
                 let below = _mm512_cmplt_epi32_mask(bits, zero);
                 let one = _mm512_maskz_set1_epi32(below, 1);

@@ -25,6 +25,9 @@ use bytes::Bytes;
 /// Weights of one step of the 16-bit integer product.
 pub(crate) const STEP16: usize = 64;
 
+/// The most that [`Simd::LANES`] is.
+pub(crate) const MOST_LANES: usize = 16;
+
 /// Largest magnitude of an activation in that product: eight of them times 32767 fit an i32.
 pub(crate) const PEAK16: f32 = 8190.0;
 
@@ -81,6 +84,14 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     fn if_finite(self, test: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, v: Self::F) -> f32;
+    /// Whether every lane is finite: others times zero are NaN.
+    #[inline(always)]
+    fn all_finite(self, v: [Self::F; 4]) -> bool {
+        let zero = self.splat(0.0);
+        let [a, b, c, d] = v;
+        let (ab, cd) = (self.fma(a, zero, self.mul(b, zero)), self.fma(c, zero, self.mul(d, zero)));
+        self.sum(self.add(ab, cd)) == 0.0
+    }
 
     /// Sixteen f32, ready to be looked up by nibbles.
     type Nibbles: Copy;
@@ -165,8 +176,8 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     /// `x * factor` rounded to the nearest integer, ties to even, kept within `-peak..=peak`, of
     /// `4 * LANES` numbers.
     fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]);
-    /// Codes of `4 * LANES` numbers, none of them -0.
-    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]);
+    /// Codes of `4 * LANES` numbers times `factor`, which are at most 1, or what rounding makes of it.
+    fn encode_cells(self, cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]);
     /// The largest magnitude as bits: at least `0x7f80_0000` if any number is not finite. Any
     /// length.
     fn max_magnitude_bits(self, x: &[f32]) -> u32;

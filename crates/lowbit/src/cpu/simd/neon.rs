@@ -405,16 +405,19 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
+    fn encode_cells(self, cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]) {
         let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
         // SAFETY: see the top of this block.
         unsafe {
             let falls = vdupq_n_s32(if cells.zero > 0 { -1 } else { 0 });
             let codes = |v: usize| {
-                let x = &x[4 * v..4 * v + 4];
-                let entries: [u32; LANES] =
-                    std::array::from_fn(|i| cells.entry((x[i].to_bits() >> 16) as u16));
-                let bits = vreinterpretq_u32_f32(vld1q_f32(x.as_ptr()));
+                let x = vld1q_f32(x[4 * v..4 * v + 4].as_ptr());
+                // Adding turns -0 to 0.
+                let x = vaddq_f32(vmulq_f32(x, vdupq_n_f32(factor)), vdupq_n_f32(0.0));
+                let bits = vreinterpretq_u32_f32(x);
+                let mut upper = [0u16; LANES];
+                vst1_u16(upper.as_mut_ptr(), vshrn_n_u32::<16>(bits));
+                let entries = upper.map(|upper| cells.entry(upper));
                 let low = vandq_u32(bits, vdupq_n_u32(0xffff));
                 let sign = vshrq_n_s32::<31>(vreinterpretq_s32_u32(bits));
                 let complement = vreinterpretq_u32_s32(vandq_s32(sign, falls));

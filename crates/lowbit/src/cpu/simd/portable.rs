@@ -237,9 +237,10 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    fn encode_cells(self, cells: &Cells, x: &[f32], out: &mut [u8]) {
+    fn encode_cells(self, cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]) {
         for (o, x) in out[..4 * LANES].iter_mut().zip(&x[..4 * LANES]) {
-            *o = cells.code(*x);
+            // Adding turns -0 to 0.
+            *o = cells.code(x * factor + 0.0);
         }
     }
     #[inline(always)]

@@ -1,0 +1,58 @@
+//! Codes of a byte by arithmetic: the dynamic map cuts each decade into equal steps, so the rank of
+//! a number is a line of it, another one in each decade.
+
+/// Decades that have a line; one more segment is that of the largest value alone.
+const DECADES: usize = 7;
+const SEGMENTS: usize = DECADES + 1;
+
+/// Ranks in fixed point: so many bits of them are fraction.
+pub(crate) const FRACTION: u32 = 16;
+const ONE: f64 = (1 << FRACTION) as f64;
+
+/// A rank this near above a whole one may belong to the one below: lines are rounded, and so are
+/// the thresholds that they stand for. `agree_with_the_encoder` tells if it is too little.
+pub(crate) const DOUBT: u16 = 8;
+
+/// The lines of a map with `2^d` or `2^(d + 1)` values in decade `d`, then one more.
+#[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX2 alone uses them"))]
+pub(crate) struct Lines {
+    /// The bits of the last number of each segment.
+    pub last: [i32; SEGMENTS],
+    /// The rank of `x`, in fixed point and `DOUBT / 2` too high, is `x * slope + offset`, at most
+    /// `top`: the last value of a decade is nearest for longer than its line says.
+    pub slope: [f32; SEGMENTS],
+    pub offset: [f32; SEGMENTS],
+    pub top: [f32; SEGMENTS],
+}
+
+impl Lines {
+    /// The lines through ascending thresholds above zero: `ups[rank - 1]` is where a rank begins.
+    pub fn new(ups: &[f32]) -> Self {
+        let (last, zeros) = ([i32::MAX; SEGMENTS], [0.0; SEGMENTS]);
+        let mut lines = Lines { last, slope: zeros, offset: zeros, top: zeros };
+        let start = |rank: usize| ups.get(rank - 1).map_or(f64::MAX, |up| f64::from(*up));
+        let of_first = ups.len().next_power_of_two() >> DECADES;
+        for decade in 0..DECADES {
+            // Zero goes with the first decade, and the largest value has a segment to itself.
+            let first = if decade == 0 { 0 } else { (of_first << decade) + 1 - of_first };
+            let end = (of_first << (decade + 1)) + 1 - of_first;
+            let (a, b) = (first + 1, end - 1);
+            let (rise, run) =
+                if a == b { (0.5, start(a)) } else { ((b - a) as f64, start(b) - start(a)) };
+            let slope = (rise * ONE / run) as f32;
+            let (mut least, mut most) = (f64::MAX, f64::MIN);
+            for rank in a..=b {
+                let offset = rank as f64 * ONE - start(rank) * f64::from(slope);
+                (least, most) = (least.min(offset), most.max(offset));
+            }
+            lines.slope[decade] = slope;
+            lines.offset[decade] = ((least + most) / 2.0 + f64::from(DOUBT / 2)) as f32;
+            lines.top[decade] = ((b as f64 + 0.5) * ONE) as f32;
+            lines.last[decade] = (start(end) as f32).to_bits() as i32 - 1;
+        }
+        lines.offset[DECADES] = ((ups.len() as f64 + 0.5) * ONE) as f32;
+        lines.top[DECADES] = lines.offset[DECADES];
+        lines
+    }
+}
