@@ -328,8 +328,8 @@ impl LookUp<'_> {
                             }
                         }
                         // Two digits a byte.
-                        let columns = 2 * codes.len() / (ROWS * S::PARTS);
-                        let values = integers(&words, columns);
+                        let digits = 2 * codes.len() / (ROWS * S::PARTS);
+                        let values = integers(&words, digits);
                         let mut products = [0.0f32; ROWS];
                         for (part, values) in values[..S::PARTS].iter().enumerate() {
                             let byte = byte_of::<S>(run * columns, part) + from;
@@ -484,7 +484,7 @@ fn sum<S: Simd, const P: usize, const TRITS: bool>(
 #[inline(always)]
 pub(super) fn integers<const P: usize>(
     sums: &[[[u8; STEP]; 2]; P],
-    columns: usize,
+    looked_up: usize,
 ) -> [[i32; ROWS]; STEP / ROWS] {
     let mut all = [0i32; STEP];
     let mut half = 0;
@@ -501,7 +501,7 @@ pub(super) fn integers<const P: usize>(
     let mut parts = [[0; ROWS]; STEP / ROWS];
     for (part, all) in parts.iter_mut().zip(all.chunks_exact(ROWS)) {
         for (value, sum) in part.iter_mut().zip(all) {
-            *value = sum - half * columns as i32;
+            *value = sum - half * looked_up as i32;
         }
     }
     parts
