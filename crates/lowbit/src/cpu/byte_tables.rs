@@ -1,15 +1,15 @@
 //! A few rows of activations and codes of a byte that stand for a group of weights, where an instruction
 //! set looks bytes up in tables of 256.
 //!
-//! As in [`planes`](super::planes), what a code contributes is an integer in planes of seven bits. Here a
-//! group of columns has one table for all rows of weights, 64 of which look up in it at a time.
+//! A group of columns has one [table of integers](super::integer_tables) for all rows of weights, 64 of
+//! which look up in it at a time.
 
 use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::groups::Groups;
+use super::integer_tables::{Cut, FillTile, Unit, add_means, integers, plane};
 use super::linear::Pool;
 use super::lookup::{block_sums, products_of_group};
-use super::planes::{Unit, add_means, integers, plane};
 use super::simd::bytes::{ROWS, TABLE};
 use super::simd::{Simd, Task};
 use super::view::{Blocks, Codes, View};
@@ -76,29 +76,13 @@ pub(crate) fn prepare<'a>(
     let row_bytes = g.row_bytes?;
     let planes = if exact { 3 } else { 2 };
     let per_row = g.k.div_ceil(groups.length);
-    let (tiles, size) = (per_row.div_ceil(TILE), TILE * planes * TABLE);
-    let mut tables = Buffer::new(tiles * m * size, 0u8);
-    let mut units = vec![0.0; tiles * m];
-    let largest = groups.largest();
-    let mut parts: Vec<Fill<'_>> = tables
-        .chunks_exact_mut(size)
-        .zip(&mut units)
-        .enumerate()
-        .map(|(i, (tables, unit))| {
-            let row = &x[i % m * g.k..][..g.k];
-            let x = &row[i / m * TILE * groups.length..];
-            let x = &x[..x.len().min(TILE * groups.length)];
-            Fill { groups, largest, x, planes, tables, unit }
-        })
-        .collect();
-    pool.each(&mut parts, 1, 4 * m * view.k, |_, parts| {
-        for part in parts {
-            isa.run(part);
-        }
-    });
-    if units.iter().any(|unit| !unit.is_finite()) {
-        return None;
-    }
+    let fill = Fill { groups, largest: groups.largest() };
+    let (tables, units) = fill.tables(
+        isa,
+        pool,
+        x,
+        Cut { m, k: g.k, planes, weights: TILE * groups.length, bytes: TILE * planes * TABLE },
+    )?;
     let sums = block_sums(x, blocks);
     let per_block = if whole { per_row } else { g.block_size / groups.length };
     let (bytes, n) = (view.bytes, view.n);
@@ -117,39 +101,23 @@ pub(crate) fn prepare<'a>(
     })
 }
 
-/// The tables of a tile for a row of activations.
+/// What the tables of a tile hold.
 struct Fill<'a> {
     groups: &'a Groups,
     /// Of the groups' values.
     largest: f32,
-    x: &'a [f32],
-    planes: usize,
-    tables: &'a mut [u8],
-    unit: &'a mut f32,
 }
 
-impl Task for &mut Fill<'_> {
-    type Output = ();
+impl FillTile for Fill<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.planes {
-            3 => self.with::<S, 3>(s),
-            _ => self.with::<S, 2>(s),
-        }
-    }
-}
-
-impl Fill<'_> {
-    #[inline(always)]
-    fn with<S: Simd, const P: usize>(&mut self, s: S) {
+    fn fill<S: Simd, const P: usize>(&self, s: S, x: &[f32], tables: &mut [u8]) -> f32 {
         let length = self.groups.length;
-        let unit = Unit::new::<S, P>(s, self.x, self.x.chunks(length), self.largest);
-        *self.unit = unit.value;
+        let unit = Unit::new::<S, P>(s, x, x.chunks(length), self.largest);
         if !unit.value.is_finite() {
-            return;
+            return unit.value;
         }
         let mut products = [0.0f32; TABLE];
-        for (x, tables) in self.x.chunks(length).zip(self.tables.chunks_exact_mut(P * TABLE)) {
+        for (x, tables) in x.chunks(length).zip(tables.chunks_exact_mut(P * TABLE)) {
             products_of_group(s, self.groups, x, &mut products);
             let mut integers = [0i32; TABLE];
             for (integer, product) in integers.iter_mut().zip(&products) {
@@ -161,6 +129,7 @@ impl Fill<'_> {
                 }
             }
         }
+        unit.value
     }
 }
 

@@ -15,6 +15,7 @@ mod gemv;
 mod groups;
 mod int8;
 mod int8_linear;
+mod integer_tables;
 mod linear;
 pub(crate) mod lines;
 mod lookup;

@@ -10,6 +10,7 @@
 use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::groups::{Digits, Groups};
+use super::integer_tables::{Cut, FillTile, HALF, STEP, Unit, add_means, integers, plane};
 use super::linear::Pool;
 use super::lookup::block_sums;
 use super::simd::{Simd, Task};
@@ -25,16 +26,10 @@ const MOST: usize = 8;
 const TILE: usize = 512;
 /// Columns whose bytes fit a 16-bit sum.
 const COLUMNS: usize = 256;
-/// Fewest bytes of a tile, a multiple of every vector.
-const STEP: usize = 64;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Entries of a table.
 const ENTRIES: usize = 16;
-/// Bits of a plane.
-const BITS: usize = 7;
-/// What makes an entry's planes positive: half of each.
-const HALF: i32 = 64;
 
 /// Tables for some rows of activations, and the weight that looks up in them.
 pub(crate) struct Planes<'a> {
@@ -80,28 +75,14 @@ pub(crate) fn prepare<'a>(
     }
     let planes = if exact { 3 } else { 2 };
     let tile = (TILE / m).next_multiple_of(STEP).min(row_bytes.next_multiple_of(STEP));
-    let (tiles, size) = (row_bytes.div_ceil(tile), tile * planes * 2 * ENTRIES);
-    let mut tables = Buffer::new(tiles * m * size, 0u8);
-    let mut units = vec![0.0; tiles * m];
-    let mut parts: Vec<Fill<'_>> = tables
-        .chunks_exact_mut(size)
-        .zip(&mut units)
-        .enumerate()
-        .map(|(i, (tables, unit))| {
-            let row = &x[i % m * g.k..][..g.k];
-            let x = &row[(i / m * tile * groups.length).min(g.k)..];
-            let x = &x[..x.len().min(tile * groups.length)];
-            Fill { groups, digits, x, planes, tables, unit }
-        })
-        .collect();
-    pool.each(&mut parts, 1, 4 * m * view.k, |_, parts| {
-        for part in parts {
-            isa.run(part);
-        }
-    });
-    if units.iter().any(|unit| !unit.is_finite()) {
-        return None;
-    }
+    let size = tile * planes * 2 * ENTRIES;
+    let fill = Fill { groups, digits };
+    let (tables, units) = fill.tables(
+        isa,
+        pool,
+        x,
+        Cut { m, k: g.k, planes, weights: tile * groups.length, bytes: size },
+    )?;
     let sums = block_sums(x, blocks);
     let (bytes, n) = (view.bytes, view.n);
     Some(Planes {
@@ -120,30 +101,15 @@ pub(crate) fn prepare<'a>(
     })
 }
 
-/// The tables of a tile for a row of activations.
+/// What the tables of a tile hold.
 struct Fill<'a> {
     groups: &'a Groups,
     digits: Digits,
-    x: &'a [f32],
-    planes: usize,
-    tables: &'a mut [u8],
-    unit: &'a mut f32,
 }
 
-impl Task for &mut Fill<'_> {
-    type Output = ();
+impl FillTile for Fill<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.planes {
-            3 => self.with::<S, 3>(s),
-            _ => self.with::<S, 2>(s),
-        }
-    }
-}
-
-impl Fill<'_> {
-    #[inline(always)]
-    fn with<S: Simd, const P: usize>(&mut self, s: S) {
+    fn fill<S: Simd, const P: usize>(&self, s: S, x: &[f32], tables: &mut [u8]) -> f32 {
         let length = self.groups.length;
         // The values of each place of a byte, by the value of its digit.
         let mut values = vec![[0.0f32; ENTRIES]; length];
@@ -155,14 +121,13 @@ impl Fill<'_> {
             }
         }
         let largest = values.as_flattened().iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        let digits = self.x.chunks(length).flat_map(|x| {
+        let digits = x.chunks(length).flat_map(|x| {
             let (low, high) = x.split_at(split.min(x.len()));
             [low, high]
         });
-        let unit = Unit::new::<S, P>(s, self.x, digits, largest);
-        *self.unit = unit.value;
+        let unit = Unit::new::<S, P>(s, x, digits, largest);
         if !unit.value.is_finite() {
-            return;
+            return unit.value;
         }
         // What has a sign must not be shifted; the other digit makes up for it.
         let shifts = match self.digits {
@@ -170,61 +135,17 @@ impl Fill<'_> {
             Digits::Trits => [-HALF, HALF],
         };
         let (low, high) = values.split_at(split);
-        let columns = self.tables.chunks_exact_mut(P * 2 * ENTRIES * S::PARTS);
+        let columns = tables.chunks_exact_mut(P * 2 * ENTRIES * S::PARTS);
         for (column, tables) in columns.enumerate() {
             for part in 0..S::PARTS {
                 let at = byte_of::<S>(column, part) * length;
                 let tables = &mut tables[part * ENTRIES..];
-                digit::<S, P, 0>(low, four(self.x, at), &unit, shifts[0], tables);
-                digit::<S, P, 1>(high, four(self.x, at + split), &unit, shifts[1], tables);
+                digit::<S, P, 0>(low, four(x, at), &unit, shifts[0], tables);
+                digit::<S, P, 1>(high, four(x, at + split), &unit, shifts[1], tables);
             }
         }
+        unit.value
     }
-}
-
-/// What the integers of some activations' products stand for.
-pub(super) struct Unit {
-    /// Not finite if an activation is not, or if all are too small for integers.
-    pub value: f32,
-    factor: f32,
-    /// What makes an entry's planes positive.
-    half: i32,
-}
-
-impl Unit {
-    /// For `x`, whose products are summed in those runs with values of at most that magnitude, in `P`
-    /// planes.
-    #[inline(always)]
-    pub fn new<'x, S: Simd, const P: usize>(
-        s: S,
-        x: &[f32],
-        runs: impl Iterator<Item = &'x [f32]>,
-        largest: f32,
-    ) -> Self {
-        // The largest sum, but for its values: where one activation is far larger than the others, no
-        // bit is lost to those beside it.
-        let most = runs.map(|x| x.iter().map(|x| x.abs()).sum()).fold(0.0, f32::max);
-        let peak = ((HALF - 1) << (BITS * (P - 1))) as f32;
-        let value = most * largest / peak;
-        let factor = if value > 0.0 { 1.0 / value } else { 0.0 };
-        let finite = s.max_magnitude_bits(x) < f32::INFINITY.to_bits() && factor.is_finite();
-        let half = (0..P).map(|plane| HALF << (BITS * plane)).sum();
-        Unit { value: if finite { value } else { f32::NAN }, factor, half }
-    }
-
-    /// A product, rounded, as a number that is not negative.
-    #[inline(always)]
-    pub fn integer(&self, product: f32) -> i32 {
-        // Adding 1.5 * 2^23 leaves the integer in the low bits.
-        const SHIFT: f32 = 12_582_912.0;
-        (product * self.factor + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32 + self.half
-    }
-}
-
-/// Seven bits of such an integer.
-#[inline(always)]
-pub(super) fn plane(integer: i32, plane: usize) -> i32 {
-    integer >> (BITS * plane) & 127
 }
 
 /// The planes of digit `D` of a byte: entry for entry the products of `x` with `values`, rounded, in
@@ -351,26 +272,6 @@ impl LookUp<'_> {
     }
 }
 
-/// Adds the means of rows `first..` times the sums of each block's activations to `y: [rows, M]`.
-#[inline(always)]
-pub(super) fn add_means<S: Simd>(
-    s: S,
-    blocks: &Blocks<'_>,
-    first: usize,
-    sums: &[f32],
-    m: usize,
-    y: &mut [f32],
-) {
-    let Some(means) = blocks.means else { return };
-    let per_row = blocks.of_row();
-    let means = means[first * per_row..].chunks_exact(per_row);
-    for (y, means) in y.chunks_exact_mut(m).zip(means) {
-        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(per_row)) {
-            *y += dot(s, means, sums);
-        }
-    }
-}
-
 impl Planes<'_> {
     /// The bytes of sixteen rows from a byte of a row on, transposed but for a last step: in each part
     /// bytes of even rows and of odd ones, of two columns.
@@ -477,43 +378,4 @@ fn sum<S: Simd, const P: usize, const TRITS: bool>(
         }
     }
     sums
-}
-
-/// The integers of such sums of so many look-ups a row, by parts and rows; of each plane pairs of bytes as
-/// little-endian integers, and the odd ones.
-#[inline(always)]
-pub(super) fn integers<const P: usize>(
-    sums: &[[[u8; STEP]; 2]; P],
-    looked_up: usize,
-) -> [[i32; ROWS]; STEP / ROWS] {
-    let mut all = [0i32; STEP];
-    let mut half = 0;
-    for (plane, [pairs, odds]) in sums.iter().enumerate() {
-        let word = |v: &[u8; STEP], i: usize| u16::from_le_bytes([v[2 * i], v[2 * i + 1]]);
-        for i in 0..STEP / 2 {
-            let (pair, odd) = (word(pairs, i), word(odds, i));
-            let even = pair.wrapping_sub(odd << 8);
-            all[2 * i] += i32::from(even) << (BITS * plane);
-            all[2 * i + 1] += i32::from(odd) << (BITS * plane);
-        }
-        half += HALF << (BITS * plane);
-    }
-    let mut parts = [[0; ROWS]; STEP / ROWS];
-    for (part, all) in parts.iter_mut().zip(all.chunks_exact(ROWS)) {
-        for (value, sum) in part.iter_mut().zip(all) {
-            *value = sum - half * looked_up as i32;
-        }
-    }
-    parts
-}
-
-/// The sum of products.
-#[inline(always)]
-fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = s.splat(0.0);
-    let whole = a.len() / S::LANES * S::LANES;
-    for (a, b) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
-        sum = s.fma(s.load(a), s.load(b), sum);
-    }
-    a[whole..].iter().zip(&b[whole..]).fold(s.sum(sum), |sum, (a, b)| sum + a * b)
 }
