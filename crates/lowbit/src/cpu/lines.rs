@@ -15,7 +15,6 @@ pub(crate) const DOUBT: u16 = 8;
 
 /// The lines of a map with `2^d` or `2^(d + 1)` values in decade `d`, then one more.
 #[derive(Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX2 alone uses them"))]
 pub(crate) struct Lines {
     /// The bits of the last number of each segment.
     pub last: [i32; SEGMENTS],
