@@ -1,6 +1,7 @@
 //! Codes of a byte without a search: the upper half of a number chooses a cell, in which at most
 //! one threshold lies.
 
+#[cfg(target_arch = "x86_64")]
 use super::lines::Lines;
 use crate::format::Encoder;
 
@@ -15,12 +16,8 @@ pub(crate) struct Cells {
     /// into it where it reaches the threshold. Of numbers below zero it is the complement of the
     /// code, unless codes begin at zero.
     table: Box<[u32; CELLS]>,
-    /// The bits of the thresholds above zero as a tree of eight levels, whose nodes stand at
-    /// `2^level + path`; bit `i` of a path says where it went at level `i`.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 alone walks it"))]
-    pub tree: [i32; 256],
-    /// The thresholds above zero as lines.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX2 alone takes them"))]
+    /// The thresholds above zero as lines, which vectors take.
+    #[cfg(target_arch = "x86_64")]
     pub lines: Lines,
     /// The code of zero.
     pub zero: u8,
@@ -46,15 +43,12 @@ impl Cells {
                 *entry |= (1 << 24) - threshold[1];
             }
         }
-        let up = |rank: usize| encoder.ups.get(usize::from(zero) + rank - 1);
-        let mut tree = [i32::MAX; 256];
-        for (node, threshold) in tree.iter_mut().enumerate().skip(1) {
-            let level = node.ilog2() as usize;
-            let went = (0..level).map(|i| ((node >> i) & 1) << (7 - i)).sum::<usize>();
-            *threshold = up(went + (1 << (7 - level))).map_or(i32::MAX, |up| up.to_bits() as i32);
+        Cells {
+            table,
+            #[cfg(target_arch = "x86_64")]
+            lines: Lines::new(&encoder.ups[usize::from(zero)..]),
+            zero,
         }
-        let lines = Lines::new(&encoder.ups[usize::from(zero)..]);
-        Cells { table, tree, lines, zero }
     }
 
     /// The entry of the number whose upper half this is.
@@ -70,6 +64,16 @@ impl Cells {
         let sum = self.entry((bits >> 16) as u16).wrapping_add(bits & 0xffff);
         let complement = if self.zero > 0 { (bits as i32 >> 31) as u32 } else { 0 };
         ((sum ^ complement) >> 24) as u8
+    }
+
+    /// What a rank near a threshold asks for: in random numbers, one vector of 32 codes in 250.
+    #[cold]
+    #[cfg(target_arch = "x86_64")]
+    pub fn encode_one_by_one(&self, x: &[f32], factor: f32, out: &mut [u8]) {
+        for (x, code) in x.iter().zip(out) {
+            // Adding turns -0 to 0.
+            *code = self.code(x * factor + 0.0);
+        }
     }
 }
 

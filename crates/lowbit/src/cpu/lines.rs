@@ -13,6 +13,13 @@ const ONE: f64 = (1 << FRACTION) as f64;
 /// the thresholds that they stand for. `agree_with_the_encoder` tells if it is too little.
 pub(crate) const DOUBT: u16 = 8;
 
+/// The upper half of a number, less this and times `PER_SEGMENT`, has above 16 bits its segment or
+/// the one before. Segments begin just above powers of ten; this steps well between them, so it may
+/// be coarse, and one comparison tells which of the two it is.
+pub(crate) const FIRST: i32 = 0x3f80 - 22 * 128 + 40;
+/// 2^16 by the 425 upper halves in a decade.
+pub(crate) const PER_SEGMENT: i32 = 154;
+
 /// The lines of a map with `2^d` or `2^(d + 1)` values in decade `d`, then one more.
 #[derive(Debug)]
 pub(crate) struct Lines {

@@ -17,6 +17,7 @@ mod int8;
 mod int8_linear;
 mod integer_tables;
 mod linear;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod lines;
 mod lookup;
 pub mod measure;

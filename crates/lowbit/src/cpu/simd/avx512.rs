@@ -1,5 +1,7 @@
 //! AVX-512 (F, BW, DQ, VL) with VNNI.
 
+mod cells;
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -428,31 +430,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn encode_cells(self, cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]) {
-        let (x, out) = (&x[..4 * LANES], &mut out[..4 * LANES]);
-        for (x, out) in x.chunks_exact(LANES).zip(out.chunks_exact_mut(LANES)) {
-            // SAFETY: see the top of this block.
-            unsafe {
-                let zero = _mm512_setzero_si512();
-                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(factor));
-                // Adding turns -0 to 0.
-                let bits = _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps()));
-                // Below zero a tie goes to the larger magnitude, and none has the code of zero.
-                let below = _mm512_cmplt_epi32_mask(bits, zero);
-                let one = _mm512_maskz_set1_epi32(below, 1);
-                let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX));
-                let path = path_of(&cells.tree, _mm512_add_epi32(magnitude, one));
-                let rank = _mm_max_epu8(rank_of_path(path), _mm512_cvtepi32_epi8(one));
-                // There is one code less below zero than above it.
-                let zero_code = _mm_set1_epi8(cells.zero as i8);
-                let rank = _mm_mask_min_epu8(rank, below, rank, zero_code);
-                let codes = _mm_add_epi8(rank, zero_code);
-                // zero - rank is the complement of rank + zero, where that is 127 and 1 is added.
-                let turned =
-                    _mm_xor_si128(_mm_add_epi8(codes, _mm_set1_epi8(1)), _mm_set1_epi8(-1));
-                let codes = _mm_mask_mov_epi8(codes, below, turned);
-                _mm_storeu_si128(out.as_mut_ptr().cast(), codes);
-            }
-        }
+        cells::encode(self, cells, x, factor, out);
     }
     #[inline(always)]
     fn max_magnitude_bits(self, x: &[f32]) -> u32 {
@@ -489,68 +467,6 @@ fn look_up_128(table: &[f32], index: __m512i) -> __m512 {
         let high = _mm512_mask_mov_ps(quarters[2], odd, quarters[3]);
         let upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x40));
         _mm512_mask_mov_ps(low, upper, high)
-    }
-}
-
-/// The paths of sixteen magnitudes through the tree of [`Cells`], as bits.
-#[inline(always)]
-fn path_of(tree: &[i32; 256], magnitude: __m512i) -> __m512i {
-    let nodes: &[f32; 256] = bytemuck::cast_ref(tree);
-    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read from
-    // each place.
-    unsafe {
-        let mut path = _mm512_setzero_si512();
-        for level in 0..8 {
-            let first = 1 << level;
-            let node = match level {
-                0..5 => {
-                    let nodes = _mm512_loadu_ps(nodes[first..first + 16].as_ptr());
-                    _mm512_permutexvar_ps(path, nodes)
-                }
-                5 => {
-                    let low = _mm512_loadu_ps(nodes[32..48].as_ptr());
-                    let high = _mm512_loadu_ps(nodes[48..64].as_ptr());
-                    _mm512_permutex2var_ps(low, path, high)
-                }
-                6 => look_up_64(&nodes[64..128], path),
-                _ => look_up_128(&nodes[128..], path),
-            };
-            let reached = _mm512_cmpge_epi32_mask(magnitude, _mm512_castps_si512(node));
-            path = _mm512_mask_or_epi32(path, reached, path, _mm512_set1_epi32(first as i32));
-        }
-        path
-    }
-}
-
-/// `table[index mod 64]` of a table of 64.
-#[inline(always)]
-fn look_up_64(table: &[f32], index: __m512i) -> __m512 {
-    let table = &table[..64];
-    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read from
-    // each place.
-    unsafe {
-        let mut halves = [_mm512_setzero_ps(); 2];
-        for (half, table) in halves.iter_mut().zip(table.chunks_exact(32)) {
-            let (low, high) =
-                (_mm512_loadu_ps(table.as_ptr()), _mm512_loadu_ps(table[16..].as_ptr()));
-            *half = _mm512_permutex2var_ps(low, index, high);
-        }
-        let upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x20));
-        _mm512_mask_mov_ps(halves[0], upper, halves[1])
-    }
-}
-
-/// Ranks of sixteen paths, a byte each: the first step is the highest bit.
-#[inline(always)]
-fn rank_of_path(path: __m512i) -> __m128i {
-    // SAFETY: only reached from methods of `Avx512`, which proves the features.
-    unsafe {
-        let path = _mm512_cvtepi32_epi8(path);
-        let turned = _mm_setr_epi8(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15);
-        let nibble = _mm_set1_epi8(15);
-        let low = _mm_shuffle_epi8(turned, _mm_and_si128(path, nibble));
-        let high = _mm_shuffle_epi8(turned, _mm_and_si128(_mm_srli_epi16::<4>(path), nibble));
-        _mm_or_si128(_mm_slli_epi16::<4>(low), high)
     }
 }
 

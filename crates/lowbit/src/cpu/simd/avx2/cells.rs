@@ -3,14 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Avx2, Cells, LANES};
-use crate::cpu::lines::{DOUBT, FRACTION, Lines};
-
-/// The upper half of a number, less this and times `PER_SEGMENT`, has above 16 bits its segment or
-/// the one before. Segments begin just above powers of ten; this steps well between them, so it may
-/// be coarse, and one comparison tells which of the two it is.
-const FIRST: i32 = 0x3f80 - 22 * 128 + 40;
-/// 2^16 by the 425 upper halves in a decade.
-const PER_SEGMENT: i32 = 154;
+use crate::cpu::lines::{DOUBT, FIRST, FRACTION, Lines, PER_SEGMENT};
 
 /// See [`Simd::encode_cells`](crate::cpu::simd::Simd::encode_cells).
 #[inline(always)]
@@ -22,16 +15,7 @@ pub(super) fn encode(_: Avx2, cells: &Cells, x: &[f32], factor: f32, out: &mut [
         by_lines::<false>(cells, x, factor, out)
     };
     if !certain {
-        one_by_one(cells, x, factor, out);
-    }
-}
-
-/// What a rank near a threshold asks for: in random numbers, one vector of codes in 250.
-#[cold]
-fn one_by_one(cells: &Cells, x: &[f32], factor: f32, out: &mut [u8]) {
-    for (x, code) in x.iter().zip(out) {
-        // Adding turns -0 to 0.
-        *code = cells.code(x * factor + 0.0);
+        cells.encode_one_by_one(x, factor, out);
     }
 }
 
