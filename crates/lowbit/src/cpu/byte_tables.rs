@@ -7,7 +7,7 @@
 use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::groups::Groups;
-use super::integer_tables::{Cut, FillTile, Unit, add_means, integers, plane};
+use super::integer_tables::{Cut, FillTile, Unit, add_means, integers, plane, runs};
 use super::linear::Pool;
 use super::lookup::{block_sums, products_of_group};
 use super::simd::bytes::{ROWS, TABLE};
@@ -156,18 +156,18 @@ impl LookUp256<'_> {
     fn with<S: Simd, const P: usize>(self, s: S) {
         let LookUp256 { p, first, y } = self;
         let m = p.m;
-        let blocks = p.per_row.div_ceil(p.per_block);
+        let blocks = p.blocks.of_row();
         let rows = y.len() / m;
         let scales = p.blocks.scales_of::<ROWS>(first, rows);
         // All of the rows first, one after the other as they lie in memory.
         let row = p.per_row.next_multiple_of(STEP) * ROWS;
-        let mut codes = Buffer::new(rows.div_ceil(ROWS) * row, 0u8);
+        let groups = rows.div_ceil(ROWS);
+        let mut codes = Buffer::new(groups * row, 0u8);
         for (group, codes) in codes.chunks_exact_mut(row).enumerate() {
             p.transpose(s, first + group * ROWS, codes);
         }
         let mut ahead = (first + rows) * p.row_bytes;
-        let lines =
-            (rows * p.row_bytes).div_ceil(LINE * p.units.len().max(1) * (codes.len() / row).max(1));
+        let lines = (rows * p.row_bytes).div_ceil(LINE * p.units.len() * groups);
         y.fill(0.0);
         for (t, tables) in p.tables.chunks_exact(m * TILE * P * TABLE).enumerate() {
             let from = t * TILE;
@@ -216,22 +216,9 @@ impl ByteTables<'_> {
     /// Bytes of the rows from `first` on: `[codes.len() / ROWS, ROWS]`.
     #[inline(always)]
     fn transpose<S: Simd>(&self, s: S, first: usize, codes: &mut [u8]) {
-        let mut ends = Vec::new();
-        let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
-        let len = codes.len() / ROWS;
-        for (r, bytes) in rows.iter_mut().enumerate() {
-            let row = (first + r).min(self.n - 1);
-            *bytes = &self.bytes[row * self.row_bytes..];
-        }
-        if rows.iter().any(|row| row.len() < len) {
-            // The end of the weight, where vectors may reach beyond it.
-            ends.resize(ROWS * len, 0);
-            for (row, end) in rows.iter_mut().zip(ends.chunks_exact_mut(len)) {
-                let there = len.min(row.len());
-                end[..there].copy_from_slice(&row[..there]);
-                *row = end;
-            }
-        }
+        let (len, mut ends) = (codes.len() / ROWS, Vec::new());
+        let rows = (first..first + ROWS).map(|row| row.min(self.n - 1) * self.row_bytes);
+        let rows: [&[u8]; ROWS] = runs(self.bytes, rows, len, &mut ends);
         for (i, codes) in codes.chunks_exact_mut(STEP * ROWS).enumerate() {
             for part in (0..ROWS / STEP).step_by(S::PARTS) {
                 let mut v = [s.zeros(); STEP];

@@ -76,6 +76,30 @@ impl<F: FillTile> Task for &mut Part<'_, F> {
     }
 }
 
+/// What lies from each of those places on, at least `len` bytes: copied to `ends` with zeros after it where
+/// the weight ends before, so that vectors may reach beyond it.
+#[inline(always)]
+pub(super) fn runs<'a, const R: usize>(
+    bytes: &'a [u8],
+    places: impl Iterator<Item = usize>,
+    len: usize,
+    ends: &'a mut Vec<u8>,
+) -> [&'a [u8]; R] {
+    let mut runs: [&[u8]; R] = [&[]; R];
+    for (run, place) in runs.iter_mut().zip(places) {
+        *run = &bytes[place..];
+    }
+    if runs.iter().any(|run| run.len() < len) {
+        ends.resize(R * len, 0);
+        for (run, end) in runs.iter_mut().zip(ends.chunks_exact_mut(len)) {
+            let there = len.min(run.len());
+            end[..there].copy_from_slice(&run[..there]);
+            *run = end;
+        }
+    }
+    runs
+}
+
 /// What the integers of some activations' products stand for.
 pub(super) struct Unit {
     /// Not finite if an activation is not, or if all are too small for integers.

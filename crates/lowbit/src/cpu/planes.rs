@@ -10,7 +10,7 @@
 use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::groups::{Digits, Groups};
-use super::integer_tables::{Cut, FillTile, HALF, STEP, Unit, add_means, integers, plane};
+use super::integer_tables::{Cut, FillTile, HALF, STEP, Unit, add_means, integers, plane, runs};
 use super::linear::Pool;
 use super::lookup::block_sums;
 use super::simd::{Simd, Task};
@@ -278,23 +278,9 @@ impl Planes<'_> {
     #[inline(always)]
     fn transpose<S: Simd>(&self, s: S, first: usize, from: usize, codes: &mut [u8]) {
         let (step, len) = (ROWS * S::PARTS, codes.len() / ROWS);
-        let mut last = Vec::new();
-        let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
-        for (r, bytes) in rows.iter_mut().enumerate() {
-            let row = (first + r).min(self.n - 1);
-            *bytes = &self.bytes[row * self.row_bytes + from..];
-        }
-        if rows.iter().any(|row| row.len() < len) {
-            // The end of the weight, where vectors may reach beyond it.
-            last.resize(ROWS * len, 0);
-            for (row, last) in rows.iter().zip(last.chunks_exact_mut(len)) {
-                let there = len.min(row.len());
-                last[..there].copy_from_slice(&row[..there]);
-            }
-            for (row, last) in rows.iter_mut().zip(last.chunks_exact(len)) {
-                *row = last;
-            }
-        }
+        let rows = (first..first + ROWS).map(|row| row.min(self.n - 1) * self.row_bytes + from);
+        let mut ends = Vec::new();
+        let rows: [&[u8]; ROWS] = runs(self.bytes, rows, len, &mut ends);
         let rows = rows.map(|row| &row[..len]);
         for (i, codes) in codes.chunks_exact_mut(ROWS * step).enumerate() {
             for half in 0..2 {
