@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::byte_tables::{self, LookUp256, LooksUp};
 use super::dispatch::Isa;
 use super::gemm::Gemm;
+use super::gemm_matrix::{self, GemmMatrix, HasMatrices};
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
@@ -31,6 +32,12 @@ const ROWS_WIDE: usize = 8 * tile::ROWS;
 const BATCH: usize = 72;
 /// The same where tiles are wide: a multiple of every width.
 const BATCH_WIDE: usize = 96;
+/// The same where a machine multiplies matrices; weights are then a small part of what there is to do.
+const BATCH_MATRIX: usize = 512;
+/// Rows of `w` that a thread then takes at once, if there are enough.
+const ROWS_MATRIX: usize = 128;
+/// Rows of activations from which on that is faster.
+const MATRICES_FROM: usize = 4;
 /// Rows of `y` that are transposed together: a cache line of f32.
 const LINE: usize = 16;
 
@@ -58,12 +65,14 @@ pub(crate) fn linear(
         true => (BATCH, 4),
         false => (BATCH_WIDE, isa.run(Width)),
     };
+    let matrices = m >= MATRICES_FROM && isa.run(HasMatrices);
+    let batch = if matrices { BATCH_MATRIX } else { batch };
     let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
     let batches = y.chunks_mut(rows * n).enumerate();
     pool.enter(|| {
         for (i, y) in batches {
             let x = &x[i * rows * k..][..y.len() / n * k];
-            multiply(isa, view, x, bias, y, precision, &pool);
+            multiply(isa, view, x, bias, y, precision, matrices, &pool);
         }
     });
 }
@@ -75,11 +84,20 @@ fn multiply(
     bias: Option<&[f32]>,
     y: &mut [f32],
     precision: DType,
+    matrices: bool,
     pool: &Pool,
 ) {
     let (n, k) = (view.n, view.k);
     let m = y.len() / n;
     let split = precision == DType::F32;
+    if matrices && let Some(p) = gemm_matrix::prepare(isa, view, x, m, false, precision, pool) {
+        let mut yt = vec![0.0; n * m];
+        let rows = if n >= 8 * ROWS_MATRIX { ROWS_MATRIX } else { ROWS_MATRIX / 4 };
+        pool.rows(&mut yt, m, rows, |first, y| isa.run(GemmMatrix { p: &p, first, y }));
+        if !p.failed() {
+            return finish(&yt, bias, y, n, pool);
+        }
+    }
     let sixteen = if isa.run(Uses16 { m, split }) {
         gemm16::prepare(isa, view, x, m, split, pool)
     } else {
@@ -127,19 +145,29 @@ fn multiply(
     };
     if m == 1 {
         products(y);
-    } else {
-        let mut yt = vec![0.0; n * m];
-        products(&mut yt);
-        pool.each(y, LINE * n, n * m, |i, y| {
-            for (j, yt) in yt.chunks_exact(m).enumerate() {
-                for (row, v) in y.chunks_exact_mut(n).zip(&yt[i * LINE..]) {
-                    row[j] = *v;
-                }
-            }
-        });
+        return add(bias, y);
     }
+    let mut yt = vec![0.0; n * m];
+    products(&mut yt);
+    finish(&yt, bias, y, n, pool);
+}
+
+/// `y: [M, N]` from `yt: [N, M]`, and the bias added.
+fn finish(yt: &[f32], bias: Option<&[f32]>, y: &mut [f32], n: usize, pool: &Pool) {
+    let m = y.len() / n;
+    pool.each(y, LINE * n, n * m, |i, y| {
+        for (j, yt) in yt.chunks_exact(m).enumerate() {
+            for (row, v) in y.chunks_exact_mut(n).zip(&yt[i * LINE..]) {
+                row[j] = *v;
+            }
+        }
+        add(bias, y);
+    });
+}
+
+fn add(bias: Option<&[f32]>, y: &mut [f32]) {
     if let Some(bias) = bias {
-        for row in y.chunks_exact_mut(n) {
+        for row in y.chunks_exact_mut(bias.len()) {
             for (y, b) in row.iter_mut().zip(bias) {
                 *y += b;
             }

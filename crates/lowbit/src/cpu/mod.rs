@@ -10,6 +10,7 @@ mod dispatch;
 pub(crate) mod embedding;
 mod gemm;
 mod gemm16;
+mod gemm_matrix;
 mod gemm_wide;
 mod gemv;
 mod groups;
@@ -210,7 +211,9 @@ impl Cpu {
         check_len(OP, &format!("numbers of dy, rows of N = {n}"), m * n, dy.len())?;
         check_len(OP, &format!("numbers of dx, {m} rows of K = {k}"), m * k, dx.len())?;
         let view = View::quantized(q);
-        with_f32(dx, |dx| transposed::linear_transposed(self.isa, &view, &to_f32(dy), dx));
+        with_f32(dx, |dx| {
+            transposed::linear_transposed(self.isa, &view, &to_f32(dy), dx, T::DTYPE);
+        });
         Ok(())
     }
 
@@ -235,7 +238,7 @@ impl Cpu {
 
     /// `dx = dy w` for any weight: `w: [N, K]`, `dy: [M, N]`, `dx: [M, K]`; all fit.
     pub(crate) fn linear_transposed_f32(&self, w: &Weight, dy: &[f32], dx: &mut [f32]) {
-        transposed::linear_transposed(self.isa, &View::of(w), dy, dx);
+        transposed::linear_transposed(self.isa, &View::of(w), dy, dx, DType::F32);
     }
 
     /// Row `row` of a weight in f32. `out: [K]`; both fit.

@@ -2,18 +2,29 @@
 
 use super::buffer::Buffer;
 use super::dispatch::Isa;
+use super::gemm_matrix::{self, HasMatrices};
 use super::linear::Pool;
 use super::simd::{Simd, Task};
 use super::tile::{self, ROWS, multiply};
 use super::view::View;
+use crate::DType;
 
 /// Columns that a thread takes at once, a multiple of every tile's.
 const COLS: usize = 128;
 /// Rows of `w` that are decoded together.
 const DEPTH: usize = 128;
 
-/// `dy: [M, N]`, `dx: [M, K]`; the lengths are right.
-pub(crate) fn linear_transposed(isa: Isa, view: &View<'_>, dy: &[f32], dx: &mut [f32]) {
+/// Rows of activations from which on matrices are faster where a machine multiplies them.
+const MATRICES_FROM: usize = 4;
+
+/// `dy: [M, N]`, which are numbers of that type, `dx: [M, K]`; the lengths are right.
+pub(crate) fn linear_transposed(
+    isa: Isa,
+    view: &View<'_>,
+    dy: &[f32],
+    dx: &mut [f32],
+    precision: DType,
+) {
     let (n, k) = (view.n, view.k);
     if dx.is_empty() {
         return;
@@ -21,6 +32,13 @@ pub(crate) fn linear_transposed(isa: Isa, view: &View<'_>, dy: &[f32], dx: &mut 
     let m = dx.len() / k;
     let pool = Pool::for_work(m * n * k);
     pool.enter(|| {
+        if m >= MATRICES_FROM
+            && isa.run(HasMatrices)
+            && let Some(p) = gemm_matrix::prepare(isa, view, dy, m, true, precision, &pool)
+            && gemm_matrix::linear_transposed(isa, &p, dx, &pool)
+        {
+            return;
+        }
         // [K / COLS, M, COLS]: each thread owns its columns.
         let mut parts = vec![0.0f32; k.div_ceil(COLS) * m * COLS];
         pool.each(&mut parts, m * COLS, m * n * k, |i, dx| {

@@ -14,6 +14,14 @@ fn every_instruction_set_agrees_with_the_reference() {
     }
 }
 
+/// What is written for machines that multiply matrices, on a model of one in plain Rust.
+#[test]
+fn products_of_matrices_agree_with_the_reference() {
+    let report = run(&Cpu::with(Isa::modelled()), Size::Pairs);
+    assert!(report.failures.is_empty(), "{report}");
+    assert!(report.cases > 1000, "{} cases", report.cases);
+}
+
 /// Short enough for the emulator of `scripts/test-avx512`.
 #[test]
 fn every_instruction_set_passes_the_quick_suite() {

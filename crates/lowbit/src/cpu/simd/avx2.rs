@@ -3,6 +3,7 @@
 mod cells;
 
 use std::arch::x86_64::*;
+use std::convert::Infallible;
 
 use half::{bf16, f16};
 
@@ -62,6 +63,7 @@ impl Simd for Avx2 {
     const ROWS16: usize = 256;
     const SPLITS_F32: bool = true;
     const MANY_REGISTERS: bool = false;
+    type Matrix = Infallible;
 
     // SAFETY of this whole block: a value of `Avx2` proves the features that the intrinsics need,
     // and every access through a pointer is preceded by a slice of the length it touches.

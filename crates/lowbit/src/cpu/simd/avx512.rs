@@ -6,12 +6,14 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::amx::Amx;
 use super::{Cells, STEP16, Simd, Task, max_magnitude_bits_scalar};
 
 /// Proof that the machine has these features.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512 {
     vbmi: bool,
+    matrix: Option<Amx>,
 }
 
 const LANES: usize = 16;
@@ -30,7 +32,12 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then(|| Avx512 { vbmi: is_x86_feature_detected!("avx512vbmi") })
+        has.then(|| Avx512 { vbmi: is_x86_feature_detected!("avx512vbmi"), matrix: None })
+    }
+
+    /// The same with AMX beside it, if the machine has that.
+    pub fn with_matrices(self) -> Option<Self> {
+        Amx::detect().map(|amx| Avx512 { matrix: Some(amx), ..self })
     }
 
     /// Whether it looks bytes up in vectors: AVX-512 VBMI.
@@ -66,6 +73,12 @@ impl Simd for Avx512 {
     const ROWS16: usize = 12;
     const SPLITS_F32: bool = false;
     const MANY_REGISTERS: bool = true;
+    type Matrix = Amx;
+
+    #[inline(always)]
+    fn matrix(self) -> Option<Amx> {
+        self.matrix
+    }
 
     // SAFETY of this whole block: a value of `Avx512` proves the features that the intrinsics
     // need, and every access through a pointer is preceded by a slice of the length it touches.

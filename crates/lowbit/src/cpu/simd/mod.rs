@@ -11,16 +11,20 @@
 //! intrinsic a call.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod bytes;
+pub(crate) mod matrix;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 pub(crate) mod portable;
 
 use super::cells::Cells;
 use bytes::Bytes;
+use matrix::Matrix;
 
 /// Weights of one step of the 16-bit integer product.
 pub(crate) const STEP16: usize = 64;
@@ -54,6 +58,14 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     const MANY_REGISTERS: bool;
     /// Its length. Decoders yield `4 * LANES` weights at once.
     const LANES: usize;
+
+    /// What multiplies matrices, where a machine can.
+    type Matrix: Matrix;
+    /// That, if this machine can.
+    #[inline(always)]
+    fn matrix(self) -> Option<Self::Matrix> {
+        None
+    }
 
     /// Every lane `x`.
     fn splat(self, x: f32) -> Self::F;

@@ -2,6 +2,7 @@
 #![allow(unused_unsafe)] // Most of these intrinsics are safe functions since Rust 1.87.
 
 use std::arch::aarch64::*;
+use std::convert::Infallible;
 
 use half::{bf16, f16};
 
@@ -47,6 +48,7 @@ impl Simd for Neon {
     const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = false;
     const MANY_REGISTERS: bool = true;
+    type Matrix = Infallible;
 
     // SAFETY of this whole block: NEON is part of the target, and every access through a pointer
     // is preceded by a slice of the length it touches.

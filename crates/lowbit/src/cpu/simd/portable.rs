@@ -2,11 +2,15 @@
 
 use half::{bf16, f16};
 
+use super::matrix::Model;
 use super::{Cells, STEP16, Simd, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Runs everywhere.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Portable;
+pub(crate) struct Portable {
+    /// Whether it has the model of a machine that multiplies matrices, which is slow.
+    pub matrices: bool,
+}
 
 const LANES: usize = 8;
 type F = [f32; LANES];
@@ -42,6 +46,12 @@ impl Simd for Portable {
     const ROWS16: usize = usize::MAX;
     const SPLITS_F32: bool = false;
     const MANY_REGISTERS: bool = false;
+    type Matrix = Model;
+
+    #[inline(always)]
+    fn matrix(self) -> Option<Model> {
+        self.matrices.then_some(Model)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

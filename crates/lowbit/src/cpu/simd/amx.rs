@@ -1,0 +1,345 @@
+//! AMX: Intel's tiles, eight registers of sixteen rows of 64 bytes, on Linux.
+//!
+//! Rust has no stable intrinsics for them, so products are written in assembly. A tile's shape and
+//! contents last from the first to the last line of one `asm!` and no longer.
+
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+use half::bf16;
+
+use super::matrix::{BLOCK, FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
+
+/// Proof that the machine has AMX-BF16 and AVX512-BF16, and that the system lets this process use them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Amx(());
+
+impl Amx {
+    /// The proof, if it has.
+    pub fn detect() -> Option<Self> {
+        static ALLOWED: OnceLock<bool> = OnceLock::new();
+        let allowed = || has_features() && is_permitted();
+        ALLOWED.get_or_init(allowed).then_some(Amx(()))
+    }
+}
+
+fn has_features() -> bool {
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    let edx = __cpuid_count(7, 0).edx;
+    edx & AMX_BF16 != 0
+        && edx & AMX_TILE != 0
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512bw")
+}
+
+/// Asks the system for the registers' state, 8 KB a thread, which it keeps only for those who do.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const TILE_DATA: u64 = 18;
+    let result: i64;
+    // SAFETY: this system call reads and writes no memory of the process; the registers it changes are
+    // named.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") TILE_DATA,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// What `ldtilecfg` reads: palette 1, all tiles of sixteen rows of 64 bytes.
+#[repr(C, align(64))]
+struct Shapes([u8; 64]);
+
+const SHAPES: Shapes = {
+    let mut bytes = [0; 64];
+    bytes[0] = 1;
+    let mut tile = 0;
+    while tile < 8 {
+        bytes[16 + 2 * tile] = 64;
+        bytes[48 + tile] = SIDE as u8;
+        tile += 1;
+    }
+    Shapes(bytes)
+};
+
+// SAFETY of this whole block: a value of `Amx` proves the features that the functions need.
+impl Matrix for Amx {
+    #[inline(always)]
+    fn split(self, x: &[f32], parts: usize, out: &mut [bf16], stride: usize, part_stride: usize) {
+        // SAFETY: see the top of this block.
+        unsafe {
+            split([x, &x[SIDE.min(x.len())..]], 2 * SIDE, None, parts, out, stride, part_stride)
+        }
+    }
+
+    #[inline(always)]
+    fn split_pair(
+        self,
+        x: [&[f32]; 2],
+        parts: usize,
+        out: &mut [bf16],
+        stride: usize,
+        part_stride: usize,
+    ) {
+        // Number i of either row, in turn.
+        const TURNS: [u16; TERMS] = {
+            let mut turns = [0; TERMS];
+            let mut i = 0;
+            while i < TERMS {
+                turns[i] = (i / 2 + i % 2 * SIDE) as u16;
+                i += 1;
+            }
+            turns
+        };
+        // SAFETY: see the top of this block.
+        unsafe { split(x, SIDE, Some(&TURNS), parts, out, stride, part_stride) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, factors: &mut [bf16]) {
+        // SAFETY: see the top of this block.
+        unsafe { transpose(factors) }
+    }
+
+    #[inline(always)]
+    fn multiply(
+        self,
+        a: &[bf16],
+        b: &[bf16],
+        parts: Parts,
+        steps: usize,
+        c: &mut [f32],
+        stride: usize,
+    ) {
+        let a = &a[..steps * parts.a * 2 * FACTOR];
+        let b = &b[..steps * parts.b * 2 * FACTOR];
+        let c = &mut c[..(BLOCK - 1) * stride + BLOCK];
+        if steps == 0 {
+            return;
+        }
+        let mut pairs = [[a.as_ptr(), b.as_ptr()]; MOST_PARTS * MOST_PARTS];
+        let mut count = 0;
+        for (i, j) in parts.products() {
+            pairs[count] = [a[i * 2 * FACTOR..].as_ptr(), b[j * 2 * FACTOR..].as_ptr()];
+            count += 1;
+        }
+        // SAFETY: a value of `Amx` proves the features and the system's permission. Of each pair of
+        // pointers `steps` times two factors are read, `parts * 2 * FACTOR` numbers apart, which the
+        // slices above hold; of `c` 32 rows of 32 numbers, `stride` apart, are read and written.
+        // All tiles are released at the end, and no other register is changed than those named.
+        unsafe {
+            std::arch::asm!(
+                "ldtilecfg [{shapes}]",
+                "lea {pa}, [{c} + {stride} * 8]",
+                "lea {pa}, [{pa} + {stride} * 8]",
+                "tileloadd tmm0, [{c} + {stride} * 1]",
+                "tileloadd tmm1, [{c} + {stride} * 1 + 64]",
+                "tileloadd tmm2, [{pa} + {stride} * 1]",
+                "tileloadd tmm3, [{pa} + {stride} * 1 + 64]",
+                "2:",
+                "mov {pa}, [{pairs}]",
+                "mov {pb}, [{pairs} + 8]",
+                "mov {n}, {steps}",
+                "3:",
+                "tileloadd tmm4, [{pa} + {line} * 1]",
+                "tileloadd tmm6, [{pb} + {line} * 1]",
+                "tileloadd tmm7, [{pb} + {line} * 1 + 1024]",
+                "tileloadd tmm5, [{pa} + {line} * 1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {pa}, {step_a}",
+                "add {pb}, {step_b}",
+                "dec {n}",
+                "jnz 3b",
+                "add {pairs}, 16",
+                "dec {count}",
+                "jnz 2b",
+                "lea {pa}, [{c} + {stride} * 8]",
+                "lea {pa}, [{pa} + {stride} * 8]",
+                "tilestored [{c} + {stride} * 1], tmm0",
+                "tilestored [{c} + {stride} * 1 + 64], tmm1",
+                "tilestored [{pa} + {stride} * 1], tmm2",
+                "tilestored [{pa} + {stride} * 1 + 64], tmm3",
+                "tilerelease",
+                shapes = in(reg) &SHAPES,
+                c = in(reg) c.as_mut_ptr(),
+                stride = in(reg) size_of::<f32>() * stride,
+                pairs = inout(reg) pairs.as_ptr() => _,
+                count = inout(reg) count => _,
+                steps = in(reg) steps,
+                step_a = in(reg) 2 * parts.a * 2 * FACTOR,
+                step_b = in(reg) 2 * parts.b * 2 * FACTOR,
+                line = in(reg) 2 * TERMS,
+                pa = out(reg) _,
+                pb = out(reg) _,
+                n = out(reg) _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// Splits 16 numbers of either slice at a time, `step` numbers further in both for each 32 of `out`, in that
+/// order of the 32 if one is given.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split(
+    x: [&[f32]; 2],
+    step: usize,
+    order: Option<&[u16; TERMS]>,
+    parts: usize,
+    out: &mut [bf16],
+    stride: usize,
+    part_stride: usize,
+) {
+    // SAFETY: 64 bytes are read from 32 numbers of 16 bits.
+    let order = order.map(|order| unsafe { _mm512_loadu_si512(order.as_ptr().cast()) });
+    for (i, (a, b)) in x[0].chunks(step).zip(x[1].chunks(step)).enumerate() {
+        let (a, b) = (&a[..SIDE], &b[..SIDE]);
+        // SAFETY: 64 bytes are read from 16 numbers.
+        let mut rest = unsafe { [_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr())] };
+        for p in 0..parts {
+            let both = _mm512_cvtne2ps_pbh(rest[1], rest[0]);
+            // SAFETY: both are 512 bits.
+            let mut both: __m512i = unsafe { std::mem::transmute(both) };
+            if p + 1 < parts {
+                let halves = [_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both)];
+                for (rest, half) in rest.iter_mut().zip(halves) {
+                    let bits = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
+                    let part = _mm512_castsi512_ps(bits);
+                    let infinite = _mm512_set1_epi32(0x7f80_0000);
+                    let exponent = _mm512_and_si512(bits, infinite);
+                    let finite = _mm512_cmpneq_epi32_mask(exponent, infinite);
+                    *rest = _mm512_maskz_sub_ps(finite, *rest, part);
+                }
+            }
+            if let Some(order) = order {
+                both = _mm512_permutexvar_epi16(order, both);
+            }
+            let out = &mut out[i * stride + p * part_stride..][..TERMS];
+            // SAFETY: 64 bytes are written to 32 numbers of 16 bits.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), both) };
+        }
+    }
+}
+
+/// Transposes matrices of 16 x 16 pairs of numbers.
+#[target_feature(enable = "avx512f")]
+fn transpose(factors: &mut [bf16]) {
+    for factor in factors.chunks_exact_mut(FACTOR) {
+        let mut rows = [_mm512_setzero_si512(); SIDE];
+        for (row, from) in rows.iter_mut().zip(factor.chunks_exact(TERMS)) {
+            // SAFETY: 64 bytes are read from 32 numbers of 16 bits.
+            *row = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+        }
+        // Pairs, fours, eights and halves of rows change places.
+        let mut next = rows;
+        for i in 0..SIDE / 2 {
+            next[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            next[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        for i in 0..SIDE / 4 {
+            for j in 0..2 {
+                let (a, b) = (next[4 * i + j], next[4 * i + 2 + j]);
+                rows[4 * i + 2 * j] = _mm512_unpacklo_epi64(a, b);
+                rows[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a, b);
+            }
+        }
+        for i in 0..2 {
+            for j in 0..4 {
+                let (a, b) = (rows[8 * i + j], rows[8 * i + 4 + j]);
+                next[8 * i + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                next[8 * i + 4 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+            }
+        }
+        for j in 0..8 {
+            rows[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(next[j], next[8 + j]);
+            rows[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(next[j], next[8 + j]);
+        }
+        for (row, to) in rows.into_iter().zip(factor.chunks_exact_mut(TERMS)) {
+            // SAFETY: 64 bytes are written to 32 numbers of 16 bits.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::matrix::Model;
+    use super::*;
+    use crate::conformance::Rng;
+
+    /// Every method against the model in plain Rust, where there is such a machine.
+    #[test]
+    fn computes_what_the_model_does() {
+        let Some(amx) = Amx::detect() else { return };
+        let mut rng = Rng(9);
+        let mut numbers = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.normal()).collect() };
+        const STEPS: usize = 3;
+        for (a, b) in [(1, 1), (2, 1), (1, 2), (2, 2), (3, 3)] {
+            let parts = Parts { a, b };
+            let rows = [numbers(BLOCK * STEPS * TERMS), numbers(BLOCK * STEPS * TERMS)];
+            let by = |split: &dyn Fn(&[f32], usize, &mut [bf16], usize, usize)| {
+                [(&rows[0], a), (&rows[1], b)].map(|(rows, parts)| {
+                    let mut out = vec![bf16::ZERO; STEPS * parts * 2 * FACTOR];
+                    for (row, x) in rows.chunks_exact(STEPS * TERMS).enumerate() {
+                        let out = &mut out[row * TERMS..];
+                        split(x, parts, out, parts * 2 * FACTOR, 2 * FACTOR);
+                    }
+                    out
+                })
+            };
+            let got = by(&|x, p, out, s, t| amx.split(x, p, out, s, t));
+            let expected = by(&|x, p, out, s, t| Model.split(x, p, out, s, t));
+            assert!(got == expected, "split {parts:?}");
+            let [a, mut b] = got;
+            let mut b_expected = b.clone();
+            amx.transpose(&mut b);
+            Model.transpose(&mut b_expected);
+            assert!(b == b_expected, "transpose");
+            let stride = BLOCK + 16;
+            let mut got = numbers(BLOCK * stride);
+            let mut expected = got.clone();
+            amx.multiply(&a, &b, parts, STEPS, &mut got, stride);
+            Model.multiply(&a, &b, parts, STEPS, &mut expected, stride);
+            let close = |(g, e): (&f32, &f32)| (g - e).abs() <= 1e-4;
+            assert!(got.iter().zip(&expected).all(close), "multiply {parts:?}");
+        }
+        let x = [numbers(48), numbers(48)];
+        let pairs = |m: &dyn Fn(&mut [bf16])| {
+            let mut out = vec![bf16::ZERO; 9 * TERMS];
+            m(&mut out);
+            out
+        };
+        let got = pairs(&|out| amx.split_pair([&x[0], &x[1]], 3, out, 96, 32));
+        let expected = pairs(&|out| Model.split_pair([&x[0], &x[1]], 3, out, 96, 32));
+        assert!(got == expected, "split_pair");
+        let edges: Vec<f32> = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0, -0.0]
+            .into_iter()
+            .cycle()
+            .take(TERMS)
+            .collect();
+        let (mut got, mut expected) = (vec![bf16::ONE; 96], vec![bf16::ONE; 96]);
+        amx.split(&edges, 3, &mut got, 96, 32);
+        Model.split(&edges, 3, &mut expected, 96, 32);
+        assert!(got == expected, "split of what is not finite");
+    }
+}
