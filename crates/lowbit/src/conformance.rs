@@ -148,7 +148,8 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
     }
     if size != Size::Quick {
         // So many rows that kernels take larger tiles.
-        for (dtype, m) in [(DType::F16, 30), (DType::BF16, 67), (DType::BF16, 300)] {
+        let many = [(DType::F16, 30), (DType::BF16, 67), (DType::F32, 130), (DType::BF16, 300)];
+        for (dtype, m) in many {
             let n = 37usize.next_multiple_of(format.row_multiple());
             let mut case = Case { subject, format, n, k: 512, block_size: sizes[0], report };
             case.products(&mut rng, dtype, m);

@@ -9,6 +9,7 @@
 
 use super::buffer::{Buffer, row_stride};
 use super::dispatch::Isa;
+use super::gemv;
 use super::linear::Pool;
 use super::simd::{PEAK16, STEP16, Simd, Task};
 use super::view::{Aligned, Codes, View};
@@ -209,11 +210,13 @@ impl Gemv16<'_> {
             let mut sum = s.splat(0.0);
             if p.block_shift.is_none() {
                 for ((codes, x), scale) in steps.zip(products.chunks_exact(2)) {
+                    s.prefetch(codes, gemv::AHEAD);
                     let w = s.decode_step::<LOW_FIRST>(&table, codes);
                     sum = s.dot_step(sum, w, x, s.scales(scale[0], scale[1]));
                 }
             } else {
                 for ((codes, x), scale) in steps.zip(&products) {
+                    s.prefetch(codes, gemv::AHEAD);
                     let w = s.decode_step::<LOW_FIRST>(&table, codes);
                     sum = s.dot_step(sum, w, x, s.scale(*scale));
                 }
@@ -236,6 +239,7 @@ impl Gemv16<'_> {
             let per_step = if p.block_shift.is_none() { 2 } else { 1 };
             let scales = products.chunks_exact(per_step);
             for ((codes, (x, x_low)), scale) in codes.zip(x).zip(scales) {
+                s.prefetch(codes, gemv::AHEAD);
                 let scale =
                     if per_step == 2 { s.scales(scale[0], scale[1]) } else { s.scale(scale[0]) };
                 let w = s.decode_step::<LOW_FIRST>(&high, codes);

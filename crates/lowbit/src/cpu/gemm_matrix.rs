@@ -6,19 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::bf16;
 
 use super::buffer::Buffer;
+use super::convert::widen;
 use super::dispatch::Isa;
 use super::linear::Pool;
-use super::simd::matrix::{BLOCK, FACTOR, Matrix, Parts, TERMS};
+use super::simd::matrix::{BLOCK, FACTOR, Matrix, Parts, SIDE, TERMS};
 use super::simd::{Simd, Task};
 use super::view::{Codes, View};
-use crate::DType;
+use crate::{DType, Element};
 
 /// Steps of a tile: the first-level cache holds them of a block of rows of both factors.
 const STEPS: usize = 16;
 /// Columns of a tile, or rows of the weight where that is transposed.
 const LEN: usize = STEPS * TERMS;
-/// Columns of the transposed product that a thread takes at once.
-const COLS: usize = 128;
 /// Magnitudes between which all parts of a number are as exact as they can be: the machine takes what
 /// is smaller than 2^-126 for zero, and rounds what is near the largest f32 to infinity.
 const EXACT: std::ops::Range<f32> = 1e-20..1e38;
@@ -49,10 +48,10 @@ pub(crate) struct Prepared<'a> {
 
 /// Splits `x: [M, K]`, or for the transposed product `x: [M, N]`, which are numbers of that type. `None`
 /// if they are not finite, or so large or small that parts of them would not be.
-pub(crate) fn prepare<'a>(
+pub(crate) fn prepare<'a, T: Element>(
     isa: Isa,
     view: &'a View<'a>,
-    x: &[f32],
+    x: &[T],
     m: usize,
     transposed: bool,
     precision: DType,
@@ -91,8 +90,8 @@ fn exact(dtype: DType) -> usize {
 }
 
 /// A block of rows of `len` activations; whether their magnitudes are such that this is exact.
-struct SplitRows<'a> {
-    x: &'a [f32],
+struct SplitRows<'a, T> {
+    x: &'a [T],
     len: usize,
     parts: usize,
     /// Whether they are the second factor.
@@ -100,26 +99,21 @@ struct SplitRows<'a> {
     out: &'a mut [bf16],
 }
 
-impl Task for SplitRows<'_> {
+impl<T: Element> Task for SplitRows<'_, T> {
     type Output = bool;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
         let SplitRows { x, len, parts, transpose, out } = self;
         let Some(matrix) = s.matrix() else { return false };
-        let (stride, whole) = (parts * 2 * FACTOR, len / TERMS * TERMS);
+        // What is beyond the terms that there are stays zero.
+        let mut row = Buffer::new(len.next_multiple_of(TERMS), 0.0f32);
         for (i, x) in x.chunks_exact(len).enumerate() {
-            let largest = f32::from_bits(s.max_magnitude_bits(x));
+            widen(s, x, &mut row);
+            let largest = f32::from_bits(s.max_magnitude_bits(&row));
             if largest != 0.0 && !EXACT.contains(&largest) {
                 return false;
             }
-            let out = &mut out[i * TERMS..];
-            matrix.split(&x[..whole], parts, out, stride, 2 * FACTOR);
-            if whole < len {
-                let mut rest = [0.0; TERMS];
-                rest[..len - whole].copy_from_slice(&x[whole..]);
-                let out = &mut out[whole / TERMS * stride..];
-                matrix.split(&rest, parts, out, stride, 2 * FACTOR);
-            }
+            matrix.split(&row, parts, &mut out[i * TERMS..], parts * 2 * FACTOR, 2 * FACTOR);
         }
         if transpose {
             matrix.transpose(out);
@@ -169,11 +163,13 @@ impl Task for GemmMatrix<'_> {
         let parts = Parts { a: p.parts[1], b: p.parts[0] };
         let step = [parts.a * 2 * FACTOR, parts.b * 2 * FACTOR];
         let rows = y.len() / m;
-        let blocks = rows.div_ceil(BLOCK);
+        // Of few rows of x two blocks of w are multiplied at a time.
+        let blocks = rows.div_ceil(2 * BLOCK) * 2;
+        let len = STEPS * step[0];
         // Rows of sums a power of two apart would fall on the same lines of a cache.
         let stride = p.padded() + BLOCK / 2;
         let mut row = Buffer::new(LEN, 0.0f32);
-        let mut w = Buffer::new(blocks * STEPS * step[0], bf16::ZERO);
+        let mut w = Buffer::new(blocks * len, bf16::ZERO);
         let mut sums = Buffer::new(blocks * BLOCK * stride, 0.0f32);
         for from in (0..p.steps).step_by(STEPS) {
             let steps = STEPS.min(p.steps - from);
@@ -182,14 +178,20 @@ impl Task for GemmMatrix<'_> {
             for i in 0..rows {
                 view.decode(s, first + i, col, &mut row[..cols]);
                 row[cols..padded].fill(0.0);
-                let at = i / BLOCK * STEPS * step[0] + i % BLOCK * TERMS;
+                let at = i / BLOCK * len + i % BLOCK * TERMS;
                 matrix.split(&row[..padded], parts.a, &mut w[at..], step[0], 2 * FACTOR);
             }
             for (j, x) in p.x.chunks_exact(p.block()).enumerate() {
-                let x = &x[from * step[1]..];
-                let blocks = w.chunks_exact(STEPS * step[0]);
-                for (w, sums) in blocks.zip(sums.chunks_exact_mut(BLOCK * stride)) {
-                    matrix.multiply(w, x, parts, steps, &mut sums[j * BLOCK..], stride);
+                let (x, sums) = (&x[from * step[1]..], &mut sums[j * BLOCK..]);
+                let narrow = m - j * BLOCK <= SIDE;
+                let each = if narrow { 2 } else { 1 };
+                let blocks = w.chunks_exact(each * len);
+                for (w, sums) in blocks.zip(sums.chunks_mut(each * BLOCK * stride)) {
+                    if narrow {
+                        matrix.multiply_narrow(w, len, x, parts, steps, sums, stride);
+                    } else {
+                        matrix.multiply(w, x, parts, steps, sums, stride);
+                    }
                 }
             }
         }
@@ -200,30 +202,15 @@ impl Task for GemmMatrix<'_> {
     }
 }
 
-/// `dx = dy w`: `dy: [M, N]`, prepared, `dx: [M, K]`; whether it is right.
-pub(crate) fn linear_transposed(isa: Isa, p: &Prepared<'_>, dx: &mut [f32], pool: &Pool) -> bool {
-    let k = p.view.k;
-    let part = p.padded() * COLS;
-    let mut parts = Buffer::new(k.div_ceil(COLS) * part, 0.0f32);
-    pool.each(&mut parts, part, p.m * p.view.n * k, |i, dx| {
-        isa.run(Columns { p, col: i * COLS, dx });
-    });
-    pool.each(dx, k, p.m * k, |i, row| {
-        for (j, out) in row.chunks_mut(COLS).enumerate() {
-            out.copy_from_slice(&parts[j * part + i * COLS..][..out.len()]);
-        }
-    });
-    !p.failed()
+/// Columns `col..` of `dx = dy w` for prepared `dy: [M, N]`: `dx: [M, COLS]`, with what is missing of the last
+/// block of rows.
+pub(crate) struct Columns<'a, const COLS: usize> {
+    pub p: &'a Prepared<'a>,
+    pub col: usize,
+    pub dx: &'a mut [f32],
 }
 
-/// Columns `col..` of dx: `[M, COLS]`.
-struct Columns<'a> {
-    p: &'a Prepared<'a>,
-    col: usize,
-    dx: &'a mut [f32],
-}
-
-impl Task for Columns<'_> {
+impl<const COLS: usize> Task for Columns<'_, COLS> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -239,14 +226,15 @@ impl Task for Columns<'_> {
             let steps = STEPS.min(p.steps - from);
             for pair in 0..steps * TERMS / 2 {
                 for (i, row) in rows.iter_mut().enumerate() {
-                    let at = from * TERMS + 2 * pair + i;
+                    // In the order of terms of the other factor.
+                    let at = from * TERMS + pair / SIDE * TERMS + i * SIDE + pair % SIDE;
                     if at < view.n {
                         view.decode(s, at, col, &mut row[..cols]);
                     } else {
                         row.fill(0.0);
                     }
                 }
-                let at = pair / (TERMS / 2) * step[1] + pair % (TERMS / 2) * TERMS;
+                let at = pair / SIDE * step[1] + pair % SIDE * TERMS;
                 let blocks = w.chunks_exact_mut(STEPS * step[1]);
                 for (i, w) in blocks.enumerate().take(cols.div_ceil(BLOCK)) {
                     let [a, b] = &rows;

@@ -5,6 +5,10 @@ use super::simd::{Simd, Task};
 use super::view::{Aligned, BF16, Bytes, Codes, Decode, F16, F32, Ints, Nibbles, View};
 use crate::DType;
 
+/// Bytes between the codes that are multiplied and those that are asked for: a processor's own prefetching
+/// ends with each page.
+pub(crate) const AHEAD: usize = 2048;
+
 /// Rows `first..first + y.len()` of `y = w x`: `x: [K]`.
 pub(crate) struct Gemv<'a> {
     pub view: &'a View<'a>,
@@ -77,8 +81,10 @@ impl Gemv<'_> {
             let scales = rows.scales(first + i, &mut buffer);
             let mut total = s.splat(0.0);
             for ((codes, x), scale) in codes.zip(x.chunks_exact(STEPS * step)).zip(scales) {
+                s.prefetch(codes, AHEAD);
                 let mut sum = dot(s, d.four(s, codes), x);
                 for j in 1..STEPS {
+                    s.prefetch(codes, j * bytes + AHEAD);
                     sum = s.add(sum, dot(s, d.four(s, &codes[j * bytes..]), &x[j * step..]));
                 }
                 total = s.fma(sum, s.splat(*scale), total);
@@ -102,6 +108,7 @@ impl Gemv<'_> {
             for ((codes, x), scale) in codes.zip(x.chunks_exact(rows.block_size)).zip(scales) {
                 let mut sums = [zero; 4];
                 for (codes, x) in codes.chunks_exact(bytes).zip(x.chunks_exact(step)) {
+                    s.prefetch(codes, AHEAD);
                     let w = d.four(s, codes);
                     for v in 0..4 {
                         sums[v] = s.fma(w[v], s.load(&x[v * S::LANES..]), sums[v]);

@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::byte_tables::{self, LookUp256, LooksUp};
+use super::convert::narrow;
 use super::dispatch::Isa;
 use super::gemm::Gemm;
-use super::gemm_matrix::{self, GemmMatrix, HasMatrices};
+use super::gemm_matrix::{self, GemmMatrix};
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
@@ -13,8 +14,9 @@ use super::lookup::{self, Sums};
 use super::planes::{self, LookUp};
 use super::simd::{Simd, Task};
 use super::tile;
+use super::to_f32;
 use super::view::View;
-use crate::DType;
+use crate::{DType, Element};
 
 /// Multiply-adds below which one thread is faster than several: waking one takes as long.
 const PARALLEL_FROM: usize = 1 << 20;
@@ -36,8 +38,6 @@ const BATCH_WIDE: usize = 96;
 const BATCH_MATRIX: usize = 512;
 /// Rows of `w` that a thread then takes at once, if there are enough.
 const ROWS_MATRIX: usize = 128;
-/// Rows of activations from which on that is faster.
-const MATRICES_FROM: usize = 4;
 /// Rows of `y` that are transposed together: a cache line of f32.
 const LINE: usize = 16;
 
@@ -45,12 +45,12 @@ const LINE: usize = 16;
 ///
 /// With `precision` of 16 bits the activations may be rounded to 16-bit integers, which keeps
 /// about 13 bits of the largest of each 64.
-pub(crate) fn linear(
+pub(crate) fn linear<T: Element>(
     isa: Isa,
     view: &View<'_>,
-    x: &[f32],
+    x: &[T],
     bias: Option<&[f32]>,
-    y: &mut [f32],
+    y: &mut [T],
     precision: DType,
 ) {
     let (n, k) = (view.n, view.k);
@@ -65,39 +65,42 @@ pub(crate) fn linear(
         true => (BATCH, 4),
         false => (BATCH_WIDE, isa.run(Width)),
     };
-    let matrices = m >= MATRICES_FROM && isa.run(HasMatrices);
+    let matrices = isa.run(UsesMatrices { m, split });
     let batch = if matrices { BATCH_MATRIX } else { batch };
     let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
     let batches = y.chunks_mut(rows * n).enumerate();
     pool.enter(|| {
         for (i, y) in batches {
             let x = &x[i * rows * k..][..y.len() / n * k];
-            multiply(isa, view, x, bias, y, precision, matrices, &pool);
+            multiply(isa, view, x, bias, y, precision, &pool);
         }
     });
 }
 
-fn multiply(
+fn multiply<T: Element>(
     isa: Isa,
     view: &View<'_>,
-    x: &[f32],
+    x: &[T],
     bias: Option<&[f32]>,
-    y: &mut [f32],
+    y: &mut [T],
     precision: DType,
-    matrices: bool,
     pool: &Pool,
 ) {
     let (n, k) = (view.n, view.k);
     let m = y.len() / n;
     let split = precision == DType::F32;
-    if matrices && let Some(p) = gemm_matrix::prepare(isa, view, x, m, false, precision, pool) {
-        let mut yt = vec![0.0; n * m];
-        let rows = if n >= 8 * ROWS_MATRIX { ROWS_MATRIX } else { ROWS_MATRIX / 4 };
+    // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
+    let mut yt = vec![0.0; n * m];
+    if isa.run(UsesMatrices { m, split })
+        && let Some(p) = gemm_matrix::prepare(isa, view, x, m, false, precision, pool)
+    {
+        let rows = if n >= 8 * ROWS_MATRIX { ROWS_MATRIX } else { ROWS_MATRIX / 2 };
         pool.rows(&mut yt, m, rows, |first, y| isa.run(GemmMatrix { p: &p, first, y }));
         if !p.failed() {
-            return finish(&yt, bias, y, n, pool);
+            return finish(isa, &yt, bias, y, n, pool);
         }
     }
+    let x = &*to_f32(x);
     let sixteen = if isa.run(Uses16 { m, split }) {
         gemm16::prepare(isa, view, x, m, split, pool)
     } else {
@@ -111,8 +114,8 @@ fn multiply(
     };
     let looks_up = planes.is_some() || of_bytes.is_some();
     let tables = if looks_up { None } else { lookup::prepare(isa, view, x, m, pool) };
-    // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
-    let products = |yt: &mut [f32]| match (&planes, &of_bytes, &sixteen, &tables) {
+    let yt = &mut yt[..];
+    match (&planes, &of_bytes, &sixteen, &tables) {
         (Some(p), ..) => {
             pool.rows(yt, m, planes::ROWS_OF_THREAD, |first, y| isa.run(LookUp { p, first, y }));
         }
@@ -142,41 +145,83 @@ fn multiply(
             let x = &Gemm::pad(x, m, k);
             pool.rows(yt, m, ROWS, |first, y| isa.run(Gemm { view, x, m, first, y }));
         }
-    };
-    if m == 1 {
-        products(y);
-        return add(bias, y);
     }
-    let mut yt = vec![0.0; n * m];
-    products(&mut yt);
-    finish(&yt, bias, y, n, pool);
+    finish(isa, yt, bias, y, n, pool);
 }
 
-/// `y: [M, N]` from `yt: [N, M]`, and the bias added.
-fn finish(yt: &[f32], bias: Option<&[f32]>, y: &mut [f32], n: usize, pool: &Pool) {
+/// `y: [M, N]` from `yt: [N, M]`, the bias added.
+fn finish<T: Element>(
+    isa: Isa,
+    yt: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [T],
+    n: usize,
+    pool: &Pool,
+) {
     let m = y.len() / n;
     pool.each(y, LINE * n, n * m, |i, y| {
-        for (j, yt) in yt.chunks_exact(m).enumerate() {
-            for (row, v) in y.chunks_exact_mut(n).zip(&yt[i * LINE..]) {
-                row[j] = *v;
-            }
-        }
-        add(bias, y);
+        isa.run(Finish { yt, m, first: i * LINE, bias, n, y });
     });
 }
 
-fn add(bias: Option<&[f32]>, y: &mut [f32]) {
-    if let Some(bias) = bias {
-        for row in y.chunks_exact_mut(bias.len()) {
-            for (y, b) in row.iter_mut().zip(bias) {
-                *y += b;
+/// Rows `first..` of `y: [rows, N]`, at most `LINE` of them.
+struct Finish<'a, T> {
+    yt: &'a [f32],
+    m: usize,
+    first: usize,
+    bias: Option<&'a [f32]>,
+    n: usize,
+    y: &'a mut [T],
+}
+
+impl<T: Element> Task for Finish<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        /// Columns at a time. Those of all rows go by way of memory of their own, as rows of `y` may
+        /// lie so that all fall on the same lines of a cache.
+        const COLS: usize = 64;
+        let Finish { yt, m, first, bias, n, y } = self;
+        let rows = y.len() / n;
+        let mut tile = [0.0; LINE * COLS];
+        for col in (0..n).step_by(COLS) {
+            let cols = COLS.min(n - col);
+            for j in 0..cols {
+                let yt = &yt[(col + j) * m + first..][..rows];
+                for (i, v) in yt.iter().enumerate() {
+                    tile[i * COLS + j] = *v;
+                }
+            }
+            for (tile, y) in tile.chunks_exact_mut(COLS).zip(y.chunks_exact_mut(n)) {
+                let tile = &mut tile[..cols];
+                if let Some(bias) = bias {
+                    for (v, b) in tile.iter_mut().zip(&bias[col..]) {
+                        *v += b;
+                    }
+                }
+                narrow(s, tile, &mut y[col..col + cols]);
             }
         }
     }
 }
 
-/// Whether products are taken in 16-bit integers where they can be: the one place that weighs the
-/// kernels against each other, by what `bench linear` showed on each instruction set.
+/// Whether products are those of matrices, where a machine multiplies them. This and the next are the one
+/// place that weighs the kernels against each other, by what `bench linear` showed on each instruction set.
+struct UsesMatrices {
+    m: usize,
+    /// f32 activations, and weights, in three parts.
+    split: bool,
+}
+
+impl Task for UsesMatrices {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        s.matrix().is_some() && self.m >= if self.split { 100 } else { 13 }
+    }
+}
+
+/// Whether products are taken in 16-bit integers where they can be.
 struct Uses16 {
     m: usize,
     /// f32 activations, two integers each.

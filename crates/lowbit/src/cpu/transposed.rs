@@ -1,28 +1,32 @@
 //! `dx = dy w`: the gradient of a linear layer's input, without a dense copy of `w`.
 
 use super::buffer::Buffer;
+use super::convert::narrow;
 use super::dispatch::Isa;
 use super::gemm_matrix::{self, HasMatrices};
 use super::linear::Pool;
+use super::simd::matrix::BLOCK;
 use super::simd::{Simd, Task};
 use super::tile::{self, ROWS, multiply};
+use super::to_f32;
 use super::view::View;
-use crate::DType;
+use crate::{DType, Element};
 
 /// Columns that a thread takes at once, a multiple of every tile's.
 const COLS: usize = 128;
 /// Rows of `w` that are decoded together.
 const DEPTH: usize = 128;
 
-/// Rows of activations from which on matrices are faster where a machine multiplies them.
-const MATRICES_FROM: usize = 4;
+/// Rows of activations from which on matrices are faster where a machine multiplies them, for 16-bit types
+/// and for f32.
+const MATRICES_FROM: [usize; 2] = [24, 100];
 
-/// `dy: [M, N]`, which are numbers of that type, `dx: [M, K]`; the lengths are right.
-pub(crate) fn linear_transposed(
+/// `dy: [M, N]`, `dx: [M, K]`; the lengths are right. `precision` is what `dy` and `dx` stand for.
+pub(crate) fn linear_transposed<T: Element>(
     isa: Isa,
     view: &View<'_>,
-    dy: &[f32],
-    dx: &mut [f32],
+    dy: &[T],
+    dx: &mut [T],
     precision: DType,
 ) {
     let (n, k) = (view.n, view.k);
@@ -32,24 +36,50 @@ pub(crate) fn linear_transposed(
     let m = dx.len() / k;
     let pool = Pool::for_work(m * n * k);
     pool.enter(|| {
-        if m >= MATRICES_FROM
-            && isa.run(HasMatrices)
-            && let Some(p) = gemm_matrix::prepare(isa, view, dy, m, true, precision, &pool)
-            && gemm_matrix::linear_transposed(isa, &p, dx, &pool)
-        {
-            return;
-        }
         // [K / COLS, M, COLS]: each thread owns its columns.
-        let mut parts = vec![0.0f32; k.div_ceil(COLS) * m * COLS];
-        pool.each(&mut parts, m * COLS, m * n * k, |i, dx| {
-            isa.run(Columns { view, dy, col: i * COLS, dx });
+        let mut parts = Buffer::new(k.div_ceil(COLS) * m.next_multiple_of(BLOCK) * COLS, 0.0f32);
+        let mut len = m.next_multiple_of(BLOCK) * COLS;
+        let from = MATRICES_FROM[usize::from(precision == DType::F32)];
+        let prepared = (m >= from && isa.run(HasMatrices))
+            .then(|| gemm_matrix::prepare(isa, view, dy, m, true, precision, &pool))
+            .flatten();
+        let is_done = prepared.is_some_and(|p| {
+            pool.each(&mut parts, len, m * n * k, |i, dx| {
+                isa.run(gemm_matrix::Columns::<COLS> { p: &p, col: i * COLS, dx });
+            });
+            !p.failed()
         });
+        if !is_done {
+            let dy = &*to_f32(dy);
+            len = m * COLS;
+            let parts = &mut parts[..k.div_ceil(COLS) * len];
+            parts.fill(0.0);
+            pool.each(parts, len, m * n * k, |i, dx| {
+                isa.run(Columns { view, dy, col: i * COLS, dx });
+            });
+        }
         pool.each(dx, k, m * k, |i, row| {
-            for (part, out) in row.chunks_mut(COLS).enumerate() {
-                out.copy_from_slice(&parts[(part * m + i) * COLS..][..out.len()]);
-            }
+            isa.run(Row { parts: &parts, len, at: i * COLS, row });
         });
     });
+}
+
+/// A row of dx from its parts, which lie `len` apart.
+struct Row<'a, T> {
+    parts: &'a [f32],
+    len: usize,
+    at: usize,
+    row: &'a mut [T],
+}
+
+impl<T: Element> Task for Row<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (i, out) in self.row.chunks_mut(COLS).enumerate() {
+            narrow(s, &self.parts[i * self.len + self.at..], out);
+        }
+    }
 }
 
 /// Columns `col..col + COLS` of dx: `[M, COLS]`.

@@ -221,19 +221,31 @@ impl<'a> View<'a> {
             decode_run(s, d, bytes, at, out);
             return blocks.scale(s, row, col, out);
         }
-        let ahead = out.len() * D::BITS / 8;
-        let bytes = bytes[at * D::BITS / 8..].chunks(size * D::BITS / 8);
-        for ((bytes, out), block) in bytes.zip(out.chunks_mut(size)).zip(block..) {
-            let (scale, unit) = (s.splat(blocks.scales.get(block)), s.splat(blocks.unit));
-            let bytes = bytes.chunks_exact(step * D::BITS / 8);
-            for (bytes, out) in bytes.zip(out.chunks_exact_mut(step)) {
+        // Indices, as iterators over the parts of each block would be made anew for 64 weights.
+        let (steps, per_block) = (out.len() / step, size / step);
+        let (len, ahead) = (step * D::BITS / 8, out.len() * D::BITS / 8);
+        let bytes = &bytes[at * D::BITS / 8..][..steps * len];
+        let mut i = 0;
+        for block in block.. {
+            if i == steps {
+                break;
+            }
+            let scale = blocks.scales.get(block);
+            let folded = d.folded(s, scale, blocks.unit);
+            let (scale, unit) = (s.splat(scale), s.splat(blocks.unit));
+            for i in i..steps.min(i + per_block) {
+                let (bytes, out) = (&bytes[i * len..][..len], &mut out[i * step..][..step]);
                 // Who decodes a part of a row comes back for the part after it.
                 s.prefetch(bytes, ahead);
-                let w = d.four(s, bytes);
+                let mut w = folded.unwrap_or(d).four(s, bytes);
                 for v in 0..4 {
-                    s.store(s.mul(s.mul(w[v], scale), unit), &mut out[v * S::LANES..]);
+                    if folded.is_none() {
+                        w[v] = s.mul(s.mul(w[v], scale), unit);
+                    }
+                    s.store(w[v], &mut out[v * S::LANES..]);
                 }
             }
+            i = steps.min(i + per_block);
         }
     }
 }
@@ -321,11 +333,18 @@ pub(crate) trait Decode<S: Simd>: Copy {
     fn four(self, s: S, bytes: &[u8]) -> [S::F; 4];
     /// Value `i`.
     fn one(self, bytes: &[u8], i: usize) -> f32;
+    /// What gives values times `scale` times `unit`, where making it costs less than multiplying 64
+    /// values.
+    #[inline(always)]
+    fn folded(self, _: S, _scale: f32, _unit: f32) -> Option<Self> {
+        None
+    }
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Nibbles<'a, S: Simd, const LOW_FIRST: bool> {
     vector: S::Nibbles,
+    /// For codes too few for a vector; never scaled.
     scalar: &'a [f32; 16],
 }
 
@@ -346,6 +365,18 @@ impl<S: Simd, const LOW_FIRST: bool> Decode<S> for Nibbles<'_, S, LOW_FIRST> {
     fn one(self, bytes: &[u8], i: usize) -> f32 {
         let packing = if LOW_FIRST { Packing::LowFirst } else { Packing::HighFirst };
         self.scalar[pack::get(packing, 4, bytes, i)]
+    }
+    #[inline(always)]
+    fn folded(self, s: S, scale: f32, unit: f32) -> Option<Self> {
+        // Only where a vector holds a whole table.
+        if S::LANES < self.scalar.len() {
+            return None;
+        }
+        let mut table = *self.scalar;
+        for v in &mut table {
+            *v = *v * scale * unit;
+        }
+        Some(Nibbles { vector: s.nibbles(&table), ..self })
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// The parts of `a` and `b` whose products count: each part is 2^-8 of the one before it, and what
+    /// The parts of `a` and `b` whose products count: each part is at most 2^-8 of the one before it, and what
     /// is as small as the first part that is not there is left out.
     pub fn products(self) -> impl Iterator<Item = (usize, usize)> {
         let most = self.a.max(self.b);
@@ -43,9 +43,9 @@ impl Parts {
 /// two matrices: `[steps, parts, 2, FACTOR]`. In those of `a` the terms of a row lie together,
 /// `[SIDE, TERMS]`; in those of `b` pairs of terms, `[TERMS / 2, SIDE, 2]`.
 pub(crate) trait Matrix: Copy {
-    /// Splits rows of numbers, whole steps long, into parts: 32 numbers of `x` go to `out[step *
-    /// stride..]`, and part `p` of them `p * part_stride` further on. Of numbers that are not finite
-    /// all parts but the first are zero.
+    /// Splits rows of numbers, whole steps long, into parts: 32 numbers of `x`, the first 16 and the last
+    /// in turn, which is the order of terms of either factor, go to `out[step *
+    /// stride..]`, and part `p` of them `p * part_stride` further on.
     fn split(self, x: &[f32], parts: usize, out: &mut [bf16], stride: usize, part_stride: usize);
 
     /// The same of two rows of numbers, whose numbers alternate: 16 of each go to `out[i * stride..]`.
@@ -72,13 +72,33 @@ pub(crate) trait Matrix: Copy {
         c: &mut [f32],
         stride: usize,
     );
+
+    /// The same for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE` columns of `b`:
+    /// `c: [2 * BLOCK, SIDE]`.
+    #[expect(clippy::too_many_arguments)]
+    fn multiply_narrow(
+        self,
+        a: &[bf16],
+        a_stride: usize,
+        b: &[bf16],
+        parts: Parts,
+        steps: usize,
+        c: &mut [f32],
+        stride: usize,
+    );
 }
 
-/// Part after part of a number.
-pub(crate) fn part(rest: &mut f32) -> bf16 {
-    let part = bf16::from_f32(*rest);
-    *rest = if part.is_finite() { *rest - part.to_f32() } else { 0.0 };
-    part
+/// The parts of a number: its upper 16 bits, then those of what is left, the last of them rounded.
+/// Infinity and NaN leave NaN.
+fn parts(x: f32, count: usize) -> [bf16; MOST_PARTS] {
+    let (mut out, mut rest) = ([bf16::ZERO; MOST_PARTS], x);
+    for (p, out) in out.iter_mut().enumerate().take(count) {
+        let bits = rest.to_bits();
+        let bits = if p + 1 < count { bits } else { bits.wrapping_add(0x8000) };
+        *out = bf16::from_bits((bits >> 16) as u16);
+        rest -= out.to_f32();
+    }
+    out
 }
 
 /// Such a machine in plain Rust: the specification of the others, for tests.
@@ -88,9 +108,9 @@ pub(crate) struct Model;
 impl Matrix for Model {
     fn split(self, x: &[f32], parts: usize, out: &mut [bf16], stride: usize, part_stride: usize) {
         for (i, x) in x.iter().enumerate() {
-            let mut rest = *x;
-            for p in 0..parts {
-                out[i / TERMS * stride + p * part_stride + i % TERMS] = part(&mut rest);
+            for (p, part) in self::parts(*x, parts).into_iter().enumerate().take(parts) {
+                let at = i / TERMS * stride + p * part_stride;
+                out[at + 2 * (i % SIDE) + i % TERMS / SIDE] = part;
             }
         }
     }
@@ -105,10 +125,8 @@ impl Matrix for Model {
     ) {
         for (row, x) in x.into_iter().enumerate() {
             for (i, x) in x.iter().enumerate() {
-                let mut rest = *x;
-                for p in 0..parts {
-                    let at = i / SIDE * stride + p * part_stride;
-                    out[at + 2 * (i % SIDE) + row] = part(&mut rest);
+                for (p, part) in self::parts(*x, parts).into_iter().enumerate().take(parts) {
+                    out[i / SIDE * stride + p * part_stride + 2 * (i % SIDE) + row] = part;
                 }
             }
         }
@@ -133,13 +151,43 @@ impl Matrix for Model {
         c: &mut [f32],
         stride: usize,
     ) {
+        self.multiply_columns(a, b, parts, steps, c, stride, BLOCK);
+    }
+
+    fn multiply_narrow(
+        self,
+        a: &[bf16],
+        a_stride: usize,
+        b: &[bf16],
+        parts: Parts,
+        steps: usize,
+        c: &mut [f32],
+        stride: usize,
+    ) {
+        for (a, c) in [a, &a[a_stride..]].into_iter().zip(c.chunks_mut(BLOCK * stride)) {
+            self.multiply_columns(a, b, parts, steps, c, stride, SIDE);
+        }
+    }
+}
+
+impl Model {
+    #[expect(clippy::too_many_arguments)]
+    fn multiply_columns(
+        self,
+        a: &[bf16],
+        b: &[bf16],
+        parts: Parts,
+        steps: usize,
+        c: &mut [f32],
+        stride: usize,
+        cols: usize,
+    ) {
         for (i, j) in parts.products() {
             for step in 0..steps {
                 let a = &a[(step * parts.a + i) * 2 * FACTOR..][..2 * FACTOR];
                 let b = &b[(step * parts.b + j) * 2 * FACTOR..][..2 * FACTOR];
                 for (row, a) in a.chunks_exact(TERMS).enumerate() {
-                    let c = &mut c[row * stride..][..BLOCK];
-                    for (col, c) in c.iter_mut().enumerate() {
+                    for (col, c) in c[row * stride..][..cols].iter_mut().enumerate() {
                         let b = &b[col / SIDE * FACTOR + 2 * (col % SIDE)..];
                         for (term, a) in a.iter().enumerate() {
                             *c += a.to_f32() * b[term / 2 * TERMS + term % 2].to_f32();
@@ -168,6 +216,19 @@ impl Matrix for Infallible {
     fn multiply(self, _: &[bf16], _: &[bf16], _: Parts, _: usize, _: &mut [f32], _: usize) {
         match self {}
     }
+
+    fn multiply_narrow(
+        self,
+        _: &[bf16],
+        _: usize,
+        _: &[bf16],
+        _: Parts,
+        _: usize,
+        _: &mut [f32],
+        _: usize,
+    ) {
+        match self {}
+    }
 }
 
 #[cfg(test)]
@@ -175,20 +236,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_parts_are_the_number() {
-        for x in [1.0f32, -0.1, 3.141_592_7, 1e-20, -7.7e30, 0.0, 123_456.79] {
-            let mut rest = x;
-            let sum: f32 = (0..3)
-                .rev()
-                .map(|_| part(&mut rest).to_f32())
-                .collect::<Vec<_>>()
-                .iter()
-                .rev()
-                .sum();
-            assert_eq!((sum, rest), (x, 0.0));
+    fn parts_add_up() {
+        for x in [1.0f32, -0.1, 0.577_215_7, 1e-20, -7.7e30, 0.0, 123_456.79] {
+            let sum = |count| parts(x, count).iter().rev().map(|part| part.to_f32()).sum::<f32>();
+            assert_eq!(sum(3), x);
+            assert!((sum(2) - x).abs() <= x.abs() * 2f32.powi(-16), "{x}: {}", sum(2));
         }
-        let mut rest = f32::NEG_INFINITY;
-        assert_eq!([0; 2].map(|_| part(&mut rest)), [bf16::NEG_INFINITY, bf16::ZERO]);
+        for x in [f32::INFINITY, f32::NAN] {
+            assert!(parts(x, 2)[1].is_nan());
+        }
     }
 
     #[test]
