@@ -9,7 +9,7 @@ use super::buffer::Buffer;
 use super::convert::widen;
 use super::dispatch::Isa;
 use super::linear::Pool;
-use super::simd::matrix::{BLOCK, FACTOR, Matrix, Parts, SIDE, TERMS};
+use super::simd::matrix::{BLOCK, FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
 use super::simd::{Simd, Task};
 use super::view::{Codes, View};
 use crate::{DType, Element};
@@ -58,13 +58,13 @@ pub(crate) fn prepare<'a, T: Element>(
     pool: &Pool,
 ) -> Option<Prepared<'a>> {
     let len = if transposed { view.n } else { view.k };
-    let bits16 = precision != DType::F32;
-    let of_x = if bits16 { exact(precision) } else { 3 };
-    let of_w = match view.codes {
-        Codes::Dense(dtype) => exact(dtype),
-        _ => 3,
-    };
-    let parts = [of_x, of_w.min(if bits16 { 2 } else { 3 })];
+    let parts = parts(
+        precision,
+        match view.codes {
+            Codes::Dense(dtype) => exact(dtype),
+            _ => MOST_PARTS,
+        },
+    );
     let steps = len.div_ceil(TERMS);
     let block = steps * parts[0] * 2 * FACTOR;
     let mut out = Buffer::new(m.div_ceil(BLOCK) * block, bf16::ZERO);
@@ -78,6 +78,12 @@ pub(crate) fn prepare<'a, T: Element>(
     });
     let fits = len > 0 && !failed.load(Ordering::Relaxed);
     fits.then_some(Prepared { view, m, x: out, steps, parts, failed })
+}
+
+/// Parts of activations of that type, and of weights that so many parts would hold.
+pub(crate) fn parts(precision: DType, of_w: usize) -> [usize; 2] {
+    let most = if precision == DType::F32 { MOST_PARTS } else { 2 };
+    [exact(precision), of_w.min(most)]
 }
 
 /// Parts that hold every number of a type.

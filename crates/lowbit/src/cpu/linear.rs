@@ -159,8 +159,10 @@ fn finish<T: Element>(
     pool: &Pool,
 ) {
     let m = y.len() / n;
-    pool.each(y, LINE * n, n * m, |i, y| {
-        isa.run(Finish { yt, m, first: i * LINE, bias, n, y });
+    // All threads have some of a few rows.
+    let rows = LINE.min(m.div_ceil(rayon::current_num_threads()));
+    pool.each(y, rows * n, n * m, |i, y| {
+        isa.run(Finish { yt, m, first: i * rows, bias, n, y });
     });
 }
 

@@ -3,9 +3,13 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use half::bf16;
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::dispatch::Isa;
+use super::gemm_matrix;
+use super::simd::matrix::{BLOCK, FACTOR, Matrix, Parts, TERMS};
 use super::simd::{STEP16, Simd, Task};
 use crate::DType;
 
@@ -23,7 +27,8 @@ pub fn read_bandwidth(buffer: &[u64]) -> f64 {
 }
 
 /// Multiply-adds per second of all threads together on numbers in the first-level cache: f32 ones,
-/// or those of the 16-bit integer products.
+/// or those of the 16-bit integer products; or, where that is faster, those of matrices of all parts of such
+/// activations and of weights.
 pub fn multiply_add_rate(isa: Isa, precision: DType) -> f64 {
     let start = Instant::now();
     let threads = rayon::current_num_threads();
@@ -34,7 +39,11 @@ pub fn multiply_add_rate(isa: Isa, precision: DType) -> f64 {
             DType::F16 | DType::BF16 => isa.run(Rate16),
         })
         .sum();
-    done as f64 / start.elapsed().as_secs_f64()
+    let vectors = done as f64 / start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let done: usize =
+        (0..threads).into_par_iter().map(|_| isa.run(RateOfMatrices(precision))).sum();
+    vectors.max(done as f64 / start.elapsed().as_secs_f64())
 }
 
 const ROUNDS: usize = 100_000;
@@ -79,5 +88,27 @@ impl Task for Rate16 {
             black_box(s.sum(sum));
         }
         ROUNDS / SUMS * SUMS * STEP16
+    }
+}
+
+struct RateOfMatrices(DType);
+
+impl Task for RateOfMatrices {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        const STEPS: usize = 4;
+        let Some(matrix) = s.matrix() else { return 0 };
+        let [b, a] = gemm_matrix::parts(self.0, 3);
+        let parts = Parts { a, b };
+        let factors = |parts| Buffer::new(STEPS * parts * 2 * FACTOR, bf16::ONE);
+        let (a, b) = (factors(parts.a), factors(parts.b));
+        let mut sums = Buffer::new(BLOCK * BLOCK, 0.0f32);
+        let rounds = ROUNDS / 100;
+        for _ in 0..rounds {
+            matrix.multiply(black_box(&a), &b, parts, STEPS, &mut sums, BLOCK);
+        }
+        black_box(sums[0]);
+        rounds * STEPS * TERMS * BLOCK * BLOCK
     }
 }
