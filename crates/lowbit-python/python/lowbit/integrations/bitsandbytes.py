@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lowbit import formats, ops, rules
 from lowbit import functional as F
-from lowbit.backends import PackedWeight, dense
+from lowbit.backends import PackedWeight, dense, steps
 
 SWITCH = "LOWBIT_BNB_BACKEND"
 LIBRARY = "bitsandbytes"
@@ -199,11 +199,13 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         *numbers: Any,
         **named: Any,
     ) -> None:
-        settings, step = _optimizer_settings(optimizer_name, _NUMBERS_32, numbers, named)
-        settings = settings._replace(max_update_norm=max_unorm)
-        _take_step(
-            optimizer_update, optimizer_name, settings, step, p, g, [(state1, None), (state2, None)]
+        settings, step, skip_zeros = _optimizer_settings(
+            optimizer_name, _NUMBERS_32, numbers, named
         )
+        settings = settings._replace(max_update_norm=max_unorm)
+        states = [(state1, None), (state2, None)]
+        run = steps.skipping_zeros(optimizer_update) if skip_zeros else optimizer_update
+        _take_step(run, optimizer_name, settings, step, p, g, states, unorm_vec)
 
     def optimizer_update_8bit_blockwise(
         optimizer_name: str,
@@ -221,8 +223,9 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         for moment, qmap in zip((moments[0], moments[-1]), maps, strict=True):
             if qmap is not None and _name_of_map(qmap, 256) != moment:
                 raise ValueError("qmap: expected bitsandbytes' dynamic map, got another one")
-        settings, step = _optimizer_settings(optimizer_name, (), (), given)
+        settings, step, _ = _optimizer_settings(optimizer_name, (), (), given)
         states = [(state1, absmax[0]), (state2, absmax[1])]
+        # `skip_zeros` changes nothing about states of 8 bits, as in bitsandbytes' CUDA kernels.
         _take_step(optimizer_update, optimizer_name, settings, step, p, g, states)
 
     made: list[Callable[..., Any]] = [
@@ -257,14 +260,13 @@ _NUMBERS_8 = (*_SHARED, "step", "lr", *_MAPS, "weight_decay", *_LAST)
 
 def _optimizer_settings(
     name: str, names: Sequence[str], numbers: Sequence[Any], named: dict[str, Any]
-) -> tuple[rules.Settings, int]:
+) -> tuple[rules.Settings, int, bool]:
     given = dict(zip(names, numbers, strict=False)) | named
-    if given.pop("skip_zeros", False):
-        raise NotImplementedError("skip_zeros: expected False, got True; it is not done")
+    skip_zeros = given.pop("skip_zeros", False)
     step, scale = given.pop("step"), given.pop("gnorm_scale", 1.0)
     if rules.by_name(name).decays_gradient:
         given["beta2"] = 0.0  # A dampening, which bitsandbytes does not use.
-    return rules.Settings(**given, grad_scale=scale), step
+    return rules.Settings(**given, grad_scale=scale), step, skip_zeros
 
 
 def _take_step(
@@ -275,18 +277,24 @@ def _take_step(
     p: Tensor,
     g: Tensor,
     states: Sequence[tuple[Tensor | None, Tensor | None]],
+    unorm_vec: Tensor | None = None,
 ) -> None:
     rule = rules.by_name(name)
     moments = []
     for (state, absmax), (first, last) in zip(states, rules.places(rule), strict=False):
-        assert state is not None
+        if state is None or state.numel() != (last - first) * p.numel():
+            got = "none" if state is None else list(state.shape)
+            raise ValueError(
+                f"state: expected {last - first} of {list(p.shape)} for {name}, got {got}; for "
+                "bitsandbytes' AdEMAMix32bit, which makes too small a one, use AdEMAMix"
+            )
         parts = state.view(last - first, p.numel())
         scales = None if absmax is None else absmax.view(last - first, -1)
         moments += [(parts[i], None if scales is None else scales[i]) for i in range(len(parts))]
-    flat = p.detach().view(-1)
-    optimizer_update(
-        rule.name, settings, step, flat, g.detach().to(p.dtype).contiguous().view(-1), moments
-    )
+    flat = p.detach().view(-1), g.detach().to(p.dtype).contiguous().view(-1)
+    if unorm_vec is not None and settings.max_update_norm > 0.0:
+        unorm_vec.fill_(steps.update_norm(rule.name, settings, step, *flat, moments))
+    optimizer_update(rule.name, settings, step, *flat, moments)
 
 
 def _writing_to_out(kernel: Callable[..., Tensor]) -> Callable[..., None]:

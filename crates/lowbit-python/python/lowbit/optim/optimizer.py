@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats, ops, rules
-from lowbit.backends import dense
+from lowbit.backends import dense, steps
 from lowbit.functional.checks import FLOATS
 from lowbit.optim.manager import GlobalOptimManager
 from lowbit.optim.paging import MIN_NUMEL, WINDOW, Pages
@@ -36,12 +36,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         params: parameters or groups of them; float32, float16 or bfloat16.
         defaults: settings of a group.
         optim_bits: bits of a state, 8 or 32; None for the class's.
-        args: an object whose attributes `optim_bits`, `min_8bit_size` and `max_unorm` count instead
-            of the arguments.
+        args: an object whose attributes `optim_bits`, `min_8bit_size`, `max_unorm` and `skip_zeros`
+            count instead of the arguments.
         min_8bit_size: parameters of fewer numbers have states of 32 bits.
         is_paged: keep states on the CPU in memory-mapped files; elsewhere they stay on the device.
         max_unorm: largest norm of an update with states of 32 bits, in norms of the parameter; a
             parameter that is all zero has no limit. 0 for none.
+        skip_zeros: leave numbers and their states alone where the gradient is zero; as with
+            bitsandbytes' CUDA kernels with states of 32 bits only, and not with AdEMAMix.
         page_dir: where files of paged states are; None for the system's temporary files.
         percentile_clipping: for older code: only 100, which means none.
         block_wise: for older code: only True.
@@ -64,17 +66,21 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         min_8bit_size: int = 4096,
         is_paged: bool | None = None,
         max_unorm: float = 0.0,
+        skip_zeros: bool = False,
         page_dir: str | None = None,
         percentile_clipping: int = 100,
         block_wise: bool = True,
     ) -> None:
         if percentile_clipping != 100:
             raise ValueError(
-                f"percentile_clipping: expected 100 (none), got {percentile_clipping}; clip "
-                "gradients with torch.nn.utils.clip_grad_norm_"
+                f"percentile_clipping: expected 100 (none), got {percentile_clipping}, which "
+                "bitsandbytes has given up; clip gradients with torch.nn.utils.clip_grad_norm_"
             )
-        if not block_wise or getattr(args, "skip_zeros", False):
-            raise ValueError("block_wise, skip_zeros: expected True and False; others are not done")
+        if not block_wise:
+            raise ValueError(
+                "block_wise: expected True, got False; bitsandbytes has given up states with one "
+                "absmax for a whole tensor; leave it out"
+            )
         bits = getattr(args, "optim_bits", optim_bits)
         if bits is None or (self.bits is not None and bits == 32):
             bits = self.bits or 32  # bitsandbytes' `Adam8bit` takes 32 for "the usual".
@@ -85,6 +91,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         self.optim_bits = bits
         self.min_8bit_size = getattr(args, "min_8bit_size", min_8bit_size)
         self.max_unorm = getattr(args, "max_unorm", max_unorm)
+        self.skip_zeros = bool(getattr(args, "skip_zeros", skip_zeros))
         self.is_paged = self.paged or bool(is_paged)
         self.page_dir = page_dir
         self.manager = GlobalOptimManager.get_instance()
@@ -121,6 +128,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             "optim_bits": self.optim_bits,
             "min_8bit_size": self.min_8bit_size,
             "max_unorm": self.max_unorm,
+            "skip_zeros": self.skip_zeros,
         }
         own = self.manager.pid2config.get(id(p), {})
         return {key: v for key, v in group.items() if key != "params"} | mine | own
@@ -162,6 +170,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             settings = settings._replace(max_update_norm=config["max_unorm"])
         flat = p.data.view(-1), g.to(p.dtype).contiguous().view(-1)
         run = _kernels(p.device.type).optimizer_update
+        if config["skip_zeros"]:
+            run = steps.skipping_zeros(run)
+        if settings.max_update_norm > 0.0 and "unorm_vec" in state:
+            norm = steps.update_norm(self.rule, settings, state["step"], *flat, moments)
+            state["unorm_vec"].fill_(norm)
         step, is_paged = state["step"], self._pages.owns(state["state1"])
         # A norm is one of the whole parameter.
         window = WINDOW if is_paged and settings.max_update_norm == 0.0 else p.numel()
