@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import cache
@@ -53,6 +54,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """Its name in `lowbit.rules.ALL`."""
     bits: ClassVar[int | None] = None
     """Bits of a state, where the class says it."""
+    decays: ClassVar[int] = 2
+    """How many betas there are."""
     paged: ClassVar[bool] = False
     """Whether states are paged, whatever the arguments."""
 
@@ -86,6 +89,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             bits = self.bits or 32  # bitsandbytes' `Adam8bit` takes 32 for "the usual".
         if bits not in (8, 32) or self.bits not in (None, bits):
             raise ValueError(f"optim_bits: expected {self.bits or '8 or 32'}, got {bits}")
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            raise TypeError(
+                "params: expected parameters, or groups of them, in a list, got "
+                f"{type(params).__name__}"
+            )
+        if page_dir is not None and not os.path.isdir(page_dir):
+            raise ValueError(f"page_dir: expected a directory, got {page_dir!r}; make it first")
+        defaults = defaults | {"betas": _read_betas(defaults["betas"], self.decays)}
         _check(defaults)
         super().__init__(params, defaults)
         self.optim_bits = bits
@@ -163,6 +174,12 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         state = self.state[whole_p]
         if not state:
             self._begin(config, p, state)
+        shape = list(state["state1"].shape)
+        if shape[len(shape) - p.dim() :] != list(p.shape):
+            raise ValueError(
+                f"step: expected a parameter of the shape that it had, as its state of {shape}, "
+                f"got {list(p.shape)}; make another optimizer for it"
+            )
         state["step"] += 1
         moments = list(self._moments(state, p))
         settings = self.settings(config, state["step"])
@@ -260,6 +277,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             ValueError: if it is the state of other parameters or of another optimizer. Nothing is
                 changed then.
         """
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError(
+                "state_dict: expected what an optimizer's state_dict() returned, got "
+                f"{list(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__}"
+            )
         given = [k for saved in state_dict["param_groups"] for k in saved["params"]]
         here = [p for group in self.param_groups for p in group["params"]]
         states = {}
@@ -362,10 +384,27 @@ def _map(name: str, device: torch.device) -> Tensor:
 _maps: dict[tuple[str, str], Tensor] = {}
 
 
+def _read_betas(betas: Any, count: int) -> Any:
+    """Betas as a string, "(0.9, 0.999)", become numbers: bitsandbytes takes them so, too."""
+    try:
+        if isinstance(betas, str):
+            betas = tuple(map(float, betas.strip("()[] ").split(",")))
+        found = [float(beta) for beta in betas]
+    except (TypeError, ValueError):
+        raise TypeError(f"betas: expected numbers, got {betas!r}") from None
+    if len(found) != count:
+        raise ValueError(f"betas: expected {count} numbers, got {betas}")
+    return betas
+
+
 def _check(settings: dict[str, Any]) -> None:
     """Refuse settings that no optimizer can use."""
     for key in ("lr", "eps", "weight_decay"):
-        if not float(settings[key]) >= 0.0:
+        try:
+            valid = float(settings[key]) >= 0.0
+        except (TypeError, ValueError):
+            raise TypeError(f"{key}: expected a number, got {settings[key]!r}") from None
+        if not valid:
             raise ValueError(f"{key}: expected a number from 0, got {settings[key]}")
     for i, beta in enumerate(settings["betas"]):
         if not 0.0 <= beta < 1.0:
