@@ -186,7 +186,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if config["max_unorm"] > 0.0 and moments[0][1] is None:
             settings = settings._replace(max_update_norm=config["max_unorm"])
         flat = p.data.view(-1), g.to(p.dtype).contiguous().view(-1)
-        run = _kernels(p.device.type).optimizer_update
+        run = kernels(p.device.type).optimizer_update
         if config["skip_zeros"]:
             run = steps.skipping_zeros(run)
         if settings.max_update_norm > 0.0 and "unorm_vec" in state:
@@ -345,7 +345,7 @@ def _local(t: Tensor) -> Tensor:
 
 
 @cache
-def _kernels(device: str) -> Any:
+def kernels(device: str) -> Any:
     """The backend that takes steps on a device: its own, or torch alone."""
     own = import_module(f"lowbit.backends.{device}") if device in ops.NATIVE else dense
     return own if hasattr(own, "optimizer_update") else dense
