@@ -141,10 +141,10 @@ def _of_integers(device: str) -> Iterator[Result]:
 
     for threshold in (0.0, 2.5):
         x, bias = torch.randn(5, 96), torch.randn(33)
-        codes, scales = dense.quantize(torch.randn(33, 96), "int8", 96)
+        codes, absmax = dense.quantize(torch.randn(33, 96), "int8", 96)
         rest = None, None, None, None, None, "int8", (33, 96), 96, 0
-        y = dense.int8_linear(x, bias, threshold, codes, scales, *rest)
-        here = [t.to(device) for t in (x, bias, codes, scales)]
+        y = dense.int8_linear(x, bias, threshold, codes, absmax, *rest)
+        here = [t.to(device) for t in (x, bias, codes, absmax)]
         made = _try(ops.int8_linear, *here[:2], threshold, *here[2:], *rest)
         # A code of an activation in the middle between two may tip.
         yield _result(f"int8_linear threshold {threshold}", made, y, _relative, 2e-3)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lowbit import functional as F
+from lowbit.compat.spelling import also_named
 from lowbit.functional import (
     matmul_int8,
     quantize_fp8_e4m3,
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@also_named(q="quantized")
 def dequantize_rowwise(
     quantized: Tensor, scales: Tensor, dtype: torch.dtype = torch.float16
 ) -> Tensor:
@@ -49,6 +51,7 @@ def dequantize_fp8_e4m3(
     return F.dequantize_fp8_e4m3(quantized, scales, dtype)
 
 
+@also_named(x="input", w="weight", s="weight_scales")
 def matmul_fp8_e4m3(
     input: Tensor,
     weight: Tensor,

@@ -23,13 +23,7 @@ from lowbit.compat.mps_bitsandbytes.eight_bit import (
     quantize_rowwise,
 )
 from lowbit.compat.mps_bitsandbytes.state import QuantState
-from lowbit.compat.spelling import either_spelling
-from lowbit.functional import (
-    quantize_sparse_coo,
-    sparse_coo_from_dense,
-    spmm_coo,
-    spmm_coo_int8,
-)
+from lowbit.compat.spelling import also_named, either_spelling
 from lowbit.functional.checks import check_floats, check_of, check_tensor
 from lowbit.state import own_codebook
 
@@ -68,6 +62,14 @@ __all__ = [
     "spmm_coo",
     "spmm_coo_int8",
 ]
+
+
+_indices = also_named(row_idx="row_indices", col_idx="col_indices")
+_int8 = also_named(v_i8="values_int8", v_scale="values_scale")
+quantize_sparse_coo = _indices(F.quantize_sparse_coo)
+sparse_coo_from_dense = also_named(t="tensor")(F.sparse_coo_from_dense)
+spmm_coo = _indices(F.spmm_coo)
+spmm_coo_int8 = _indices(_int8(F.spmm_coo_int8))
 
 
 def _device() -> str:
@@ -217,6 +219,7 @@ def matmul_4bit(
 def _functions_of(quant_type: str) -> tuple[Any, Any, Any]:
     """The three functions above for one format."""
 
+    @also_named(tensor="A")
     @either_spelling
     def quantize(
         A: Tensor,
@@ -243,6 +246,7 @@ def _functions_of(quant_type: str) -> tuple[Any, Any, Any]:
         restored = dequantize_4bit(A, quant_state, absmax, out, block_size, quant_type)
         return restored if dtype is None else restored.to(dtype)
 
+    @also_named(weight_absmax_or_state="weight_state")
     def matmul(
         input: Tensor,
         weight_packed: Tensor,
