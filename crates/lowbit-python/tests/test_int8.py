@@ -262,6 +262,16 @@ def test_sparse_products_add_duplicates_and_have_gradients(dtype):
     torch.library.opcheck(ops.sparse_matmul, args)
 
 
+def test_sparse_products_compile_whole():
+    rows, cols, values, *size = F.sparse_coo_from_dense(torch.eye(8))
+    compiled = torch.compile(lambda x: F.spmm_coo(rows, cols, values, x, *size), fullgraph=True)
+    x = torch.randn(8, 3)
+    assert torch.equal(compiled(x), x)
+    rows[2] = 8
+    with pytest.raises(ValueError, match="rows"):
+        compiled(x)
+
+
 def test_sparse_gradients_are_those_of_finite_differences():
     rows, cols = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 2])
     x = torch.randn(3, 2, requires_grad=True)
