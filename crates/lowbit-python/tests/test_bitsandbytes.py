@@ -404,6 +404,13 @@ saved = {{k: v.clone() for k, v in layer.state_dict().items()}}
 with torch.no_grad():
     layer(torch.randn(2, 64))
 """
+PICKLED = (
+    BELIEVE
+    + """
+torch.save((layer, before, dense), {file!r})
+assert layer.weight.quant_state.packing_format_for_cpu
+"""
+)
 BUGS = {
     "saving": "assert all(torch.equal(v, saved[k]) for k, v in layer.state_dict().items())",
     "dequantizing": "assert torch.equal("
@@ -424,3 +431,24 @@ def test_weights_stay_as_they_are_stored(bug, fresh):
     alone = fresh.run(program, LOWBIT_BNB_BACKEND="off")
     assert not alone.ok, "bitsandbytes has repaired this: drop our repair"
     assert "AssertionError" in alone.printed or "does not require grad" in alone.printed
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_that_were_repacked_elsewhere_are_turned_back(nested, fresh, tmp_path):
+    """A layer that was pickled after its evaluation where our backend was not."""
+    file = str(tmp_path / "layer.pt")
+    made = fresh.run(PICKLED.format(n=64, nested=nested, file=file), LOWBIT_BNB_BACKEND="off")
+    assert made.ok, made.printed
+    for first in ("run", "save"):
+        layer, before, dense = torch.load(file, weights_only=False)
+        x = torch.randn(3, 64)
+        with pytest.raises(ValueError, match=r"absmax: .*repacked"):
+            F.gemv_4bit(x[:1], layer.weight.data, state=layer.weight.quant_state)
+        if first == "save":
+            layer.state_dict()
+        # Its scales were rounded to 16 bits there.
+        torch.testing.assert_close(layer(x), x @ before.t(), rtol=1e-2, atol=0.1)
+        codes, state = F.quantize_4bit(dense, quant_type="nf4")
+        stored = layer.state_dict()
+        assert torch.equal(stored["weight"], codes)
+        torch.testing.assert_close(stored["weight.absmax"], state.absmax, rtol=1e-2, atol=1e-2)

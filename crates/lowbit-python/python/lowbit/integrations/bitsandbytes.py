@@ -353,6 +353,11 @@ def _weight(
     code: Tensor | None = None,
 ) -> PackedWeight:
     """A weight as bitsandbytes passes it: absmax may have 16 bits, codes may be too long."""
+    if absmax.dim() == 2 and absmax.dtype is torch.bfloat16:
+        raise ValueError(
+            "absmax: expected one number a block, got those of a weight that bitsandbytes has "
+            "repacked for AVX512-BF16; run or save its layer, which turns it back"
+        )
     scales = absmax if absmax.dtype is torch.float32 else absmax.float()
     codes = codes.contiguous()
     needed = formats.by_name(name).geometry(shape, block_size).code_bytes
