@@ -13,6 +13,11 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes of weights and activations."""
 
 
+# Tuples: older versions of torch cannot compile a union of types.
+_NUMBERS = (int, float)
+_SIZES = (int, torch.SymInt)
+
+
 def _check_dense(name: str, t: Any) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
@@ -28,7 +33,7 @@ def check_tensor(name: str, t: Any) -> Tensor:
 
 def check_size(name: str, size: Any) -> None:
     """A number of rows, columns or features."""
-    if not isinstance(size, int | torch.SymInt):
+    if not isinstance(size, _SIZES):
         raise TypeError(f"{name}: expected an integer, got {size!r}")
     if isinstance(size, int) and size < 0:
         raise ValueError(f"{name}: expected a number from 0, got {size}")
@@ -36,7 +41,7 @@ def check_size(name: str, size: Any) -> None:
 
 def check_threshold(threshold: Any) -> None:
     """A magnitude."""
-    if not isinstance(threshold, int | float):
+    if not isinstance(threshold, _NUMBERS):
         raise TypeError(f"threshold: expected a number, got {threshold!r}")
     if not threshold >= 0.0:
         raise ValueError(f"threshold: expected a number from 0, got {threshold}")
