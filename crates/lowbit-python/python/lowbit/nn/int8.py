@@ -119,7 +119,7 @@ class _Rounded(Linear8bit, Linear8bitLt):
         check_input("x", x)
         inner = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(inner.dtype)
-        codes = self.weight.data.view(self.out_features, self.in_features)
+        codes = self.weight.view(self.out_features, self.in_features)
         scales = self.quant_state.absmax
         return F.int8_linear(inner, codes, scales, bias, self.threshold).to(x.dtype)
 
