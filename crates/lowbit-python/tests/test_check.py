@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from lowbit import check, formats, ops, rules
@@ -24,6 +25,13 @@ def test_everything_agrees_and_is_written(tmp_path, capsys):
         assert any(f"optimizer {name}," in result["name"] for result in compared["results"]), name
     assert "cpu, portable, scalar reference" in report["compared"]
     assert report["milliseconds"]["cpu"]["linear, 1 rows"] > 0
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "run", None)
+    with pytest.raises(SystemExit):
+        check.main(["--out", str(tmp_path / "nowhere" / "report.json")])
+    assert "--out: expected" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_found(tmp_path, capsys, monkeypatch):

@@ -347,6 +347,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="every size: minutes, not seconds")
     parser.add_argument("--out", type=Path, default=Path("lowbit-check.json"))
     given = parser.parse_args(arguments)
+    if not given.out.parent.is_dir():  # Known before minutes of work, not after.
+        parser.error(f"--out: expected a file in a directory that exists, got {given.out}")
     report = run([given.device] if given.device else devices(), given.full)
     given.out.write_text(json.dumps(report, indent=1) + "\n")
     failed = sum(len(part["failures"]) for part in report["compared"].values())
