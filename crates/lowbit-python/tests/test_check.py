@@ -2,9 +2,10 @@
 
 import json
 
+import pytest
 import torch
 
-from lowbit import check, formats, ops
+from lowbit import check, formats, ops, rules
 
 
 def test_everything_agrees_and_is_written(tmp_path, capsys):
@@ -18,8 +19,19 @@ def test_everything_agrees_and_is_written(tmp_path, capsys):
     assert compared["cases"] > 10 * len(formats.ALL) and not compared["failures"]
     for name in formats.ALL:
         assert any(f" {name} " in result["name"] for result in compared["results"]), name
+    compared_operations = {result["name"].split()[0] for result in compared["results"]}
+    assert compared_operations == set(ops._SCHEMAS) | {"optimizer"}
+    for name in rules.ALL:
+        assert any(f"optimizer {name}," in result["name"] for result in compared["results"]), name
     assert "cpu, portable, scalar reference" in report["compared"]
     assert report["milliseconds"]["cpu"]["linear, 1 rows"] > 0
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "run", None)
+    with pytest.raises(SystemExit):
+        check.main(["--out", str(tmp_path / "nowhere" / "report.json")])
+    assert "--out: expected" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_found(tmp_path, capsys, monkeypatch):

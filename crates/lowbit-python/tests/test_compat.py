@@ -80,6 +80,28 @@ def test_signatures(package):
         assert name in module.__all__
 
 
+def test_other_names_of_arguments():
+    """Those of an older version, or of its documentation."""
+    m, w = mps_bitsandbytes, torch.randn(64, 128)
+    packed, state = m.quantize_nf4(tensor=w, block_size=64)
+    x = torch.randn(2, 128)
+    expected = m.matmul_nf4(x, packed, state)
+    y = m.matmul_nf4(input=x, weight_packed=packed, weight_absmax_or_state=state, bias=None)
+    assert torch.equal(y, expected)
+    codes, scales = m.quantize_fp8_e4m3(w)
+    fp8 = m.matmul_fp8_e4m3(x=x, w=codes, s=scales, bias=None, dtype=torch.float32)
+    assert torch.equal(fp8, m.matmul_fp8_e4m3(x, codes, scales, dtype=torch.float32))
+    rows, columns, values, n, k = m.sparse_coo_from_dense(t=torch.eye(3), threshold=0)
+    named = {"row_idx": rows, "col_idx": columns, "dense": torch.eye(3)}
+    size = {"sparse_rows": n, "sparse_cols": k}
+    assert torch.equal(m.spmm_coo(values=values, **named, **size), torch.eye(3))
+    q, scale = m.quantize_sparse_coo(rows, columns, values)[2:]
+    y = m.spmm_coo_int8(v_i8=q, v_scale=scale, **named, **size)
+    assert torch.equal(y, torch.eye(3).half())
+    with pytest.raises(TypeError, match="row_idx, row_indices"):
+        m.spmm_coo(row_indices=rows, values=values, **named, **size)
+
+
 def test_example_of_bitsandbytes_mps():
     from bitsandbytes_mps import NF4, dequantize_4bit, gemm_4bit, gemv_4bit, quantize_4bit
 

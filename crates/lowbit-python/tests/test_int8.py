@@ -204,7 +204,9 @@ def test_looked_up_rows_are_those_of_the_whole_table(quant_type, shape):
     stacked = lowbit.formats.by_name(quant_type).stacked_rows
     shape = (-(-shape[0] // stacked) * stacked, shape[1])
     table = torch.nn.Embedding(*shape)
-    embedding = QuantizedEmbedding.from_embedding(table, quant_type=quant_type)
+    nested = shape[0] == 50 and lowbit.formats.by_name(quant_type).can_double_quantize
+    options = {"quant_type": quant_type, "compress_statistics": nested}
+    embedding = QuantizedEmbedding.from_embedding(table, **options)
     ids = torch.randint(0, shape[0], (2, 3))
     expected = embedding.dequantize()[ids]
     assert torch.equal(embedding(ids), expected)
@@ -235,6 +237,24 @@ def test_embeddings_are_saved_loaded_moved_and_checked(kind):
     torch.testing.assert_close(embedding(ids), table(ids), rtol=0.2, atol=0.5)
 
 
+@pytest.mark.parametrize("quant_type", ["nf4", "int8", "mxfp4"])
+def test_torch_alone_restores_no_more_rows_than_are_asked_for(quant_type, monkeypatch):
+    embedding = QuantizedEmbedding(1000, 128, quant_type=quant_type)
+    args = (torch.tensor([3, 999, 3]), torch.float32)
+    weight = embedding.quant_state.weight(embedding.weight)
+    restored = []
+    whole = dense.dequantize
+    monkeypatch.setattr(
+        dense, "dequantize", lambda *given: restored.append(whole(*given)) or restored[-1]
+    )
+    assert torch.equal(dense.embedding(*args, *weight), cpu.embedding(*args, *weight))
+    assert [t.shape for t in restored] == [(3, 128)]
+    for bad in (-1, 1000):
+        with pytest.raises(IndexError, match=f"less than 1000, got {bad}"):
+            dense.embedding(torch.tensor([[bad, 5]]), torch.float32, *weight)
+    assert dense.embedding(torch.empty(0, 2).long(), torch.float32, *weight).shape == (0, 2, 128)
+
+
 def test_embeddings_compile_whole():
     embedding = Embedding4bit(20, 64, compress_statistics=True)
     ids = torch.tensor([[1, 5], [0, 19]])
@@ -260,6 +280,16 @@ def test_sparse_products_add_duplicates_and_have_gradients(dtype):
     args = ((4, 5), rows, cols, values.detach(), None, x.detach())
     torch.testing.assert_close(cpu.sparse_matmul(*args), dense.sparse_matmul(*args))
     torch.library.opcheck(ops.sparse_matmul, args)
+
+
+def test_sparse_products_compile_whole():
+    rows, cols, values, *size = F.sparse_coo_from_dense(torch.eye(8))
+    compiled = torch.compile(lambda x: F.spmm_coo(rows, cols, values, x, *size), fullgraph=True)
+    x = torch.randn(8, 3)
+    assert torch.equal(compiled(x), x)
+    rows[2] = 8
+    with pytest.raises(ValueError, match="rows"):
+        compiled(x)
 
 
 def test_sparse_gradients_are_those_of_finite_differences():

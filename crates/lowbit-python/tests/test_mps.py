@@ -85,6 +85,11 @@ def test_every_format(quant_type):
     weight = quantized(quant_type, 16, 256)  # Enough for a codebook of 256 patterns of ten.
     assert torch.equal(mps.dequantize(dtype, *weight), cpu.dequantize(dtype, *weight))
     hold_to_the_cpu(weight, torch.randn(2, 256).to(dtype), torch.randn(16).to(dtype))
+    ids = torch.tensor([[3, 15], [0, 3]])
+    rows = mps.embedding(ids, dtype, *weight)
+    assert torch.equal(rows, cpu.embedding(ids, dtype, *weight))
+    with pytest.raises(IndexError, match="less than 16, got 16"):
+        mps.embedding(ids + 1, dtype, *weight)
 
 
 @pytest.mark.parametrize("quant_type", [f.name for f in formats.ALL.values() if f.scales_are_means])

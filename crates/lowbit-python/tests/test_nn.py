@@ -194,6 +194,20 @@ def test_state_dicts_that_do_not_fit_are_refused():
         layer.load_state_dict(good | {"other": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Linear4bit", "Linear8bit", "LinearFP8", "Linear8bitLt", "OutlierAwareLinear"),
+        *("SwitchBackLinear", "EmbeddingNF4", "Embedding8bit"),
+    ],
+)
+def test_every_module_is_exported(name):
+    module = getattr(lowbit.nn, name)(64, 64).eval()
+    x = torch.tensor([1, 2]) if name.startswith("Embedding") else torch.randn(2, 64)
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x), module(x))
+
+
 def test_a_quantized_weight_is_never_trained():
     layer = Linear4bit(64, 8)
     with pytest.raises(ValueError, match="requires_grad"):

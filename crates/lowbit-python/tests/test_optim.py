@@ -230,6 +230,45 @@ def test_steps_in_torch_alone_are_those_of_the_kernels(name, bits):
             torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("name", [*FAMILIES, "LAMB", "LARS"])
+def test_numbers_without_a_gradient_are_skipped_as_on_cuda(name, bits):
+    start = torch.randn(64, 80)
+    plain, ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    optimizers = {
+        plain: make(f"{name}{bits}bit", [plain]),
+        ours: make(f"{name}{bits}bit", [ours], skip_zeros=True),
+        theirs: make(name, [theirs], bitsandbytes.optim, optim_bits=bits),
+    }
+    optimizers[theirs].args.skip_zeros = True
+    rare = torch.rand(64, 80) < 0.2
+    for step in range(2):
+        if step:
+            before = ours.detach().clone(), optimizers[ours].state[ours]["state1"].clone()
+        g = torch.randn(64, 80) * (rare if step else 1.0)
+        for p, optimizer in optimizers.items():
+            p.grad = g.clone()
+            optimizer.step()
+    state, expected = (optimizers[p].state[p]["state1"] for p in (ours, plain))
+    if bits == 32 and name != "AdEMAMix":  # Where the kernels of bitsandbytes look at it.
+        assert torch.equal(ours[~rare], before[0][~rare])
+        assert torch.equal(state[~rare], before[1][~rare])
+        ours, state, plain, expected = (t[rare] for t in (ours, state, plain, expected))
+        theirs = theirs[rare]
+    assert torch.equal(ours, plain) and torch.equal(state, expected)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("library", [optim, bitsandbytes.optim], ids=["lowbit", "bitsandbytes"])
+def test_the_norm_of_a_limited_update_is_kept(library):
+    lamb, lars = parameter(50, 50), parameter(50, 50)
+    for name, p, norm in (("LAMB", lamb, 50.0), ("LARS", lars, lars.grad.norm().item())):
+        optimizer = make(name, [p], library)
+        optimizer.step()
+        # Of signs, in the first step of LAMB.
+        assert optimizer.state[p]["unorm_vec"].item() == pytest.approx(norm, rel=1e-3)
+
+
 def test_small_parameters_and_those_that_the_manager_names_have_32_bits():
     manager = optim.GlobalOptimManager.get_instance()
     layer = torch.nn.Linear(128, 128)
@@ -385,8 +424,14 @@ def test_what_cannot_be_done_is_refused():
         optim.Adam32bit([p], optim_bits=8)
     with pytest.raises(ValueError, match="max_unorm"):
         optim.LAMB8bit([p], max_unorm=0.5)
-    with pytest.raises(NotImplementedError, match="momentum"):
-        optim.RMSprop([p], momentum=0.9)
+    for options in ({"alpha": 0.0}, {"centered": True}, {"momentum": 0.9}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}.*bitsandbytes.*torch.optim"):
+            optim.RMSprop([p], **options)
+    for options in ({"lr_decay": 0.1}, {"initial_accumulator_value": 0.1}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}.*bitsandbytes.*torch.optim"):
+            optim.Adagrad([p], **options)
+    with pytest.raises(ValueError, match="bias_correction"):
+        optim.LAMB([p], bias_correction=False)
     wide = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
     wide.grad = torch.ones(3, dtype=torch.float64)
     with pytest.raises(TypeError, match="float64"):

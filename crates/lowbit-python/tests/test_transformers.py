@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -200,3 +201,31 @@ def test_qlora_trains_merges_and_saves(tmp_path):
     again = load(CHECKPOINTS / "tiny-bf16", quantization_config=config)
     again = peft.PeftModel.from_pretrained(peft.prepare_model_for_kbit_training(again), tmp_path)
     torch.testing.assert_close(logits(again.eval()), adapted)
+
+
+@pytest.mark.parametrize("optimizer", ["paged_adamw_8bit", "adamw_bnb_8bit", "lion_32bit"])
+def test_the_trainer_runs_and_resumes_with_bitsandbytes_optimizers(optimizer, tmp_path):
+    model = load(CHECKPOINTS / "tiny-bf16", quantization_config=four_bit())
+    model = peft.prepare_model_for_kbit_training(model)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=TARGETS))
+    ids = torch.randint(3, 500, (24,))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        optim=optimizer,
+        max_steps=4,
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    data = [{"input_ids": ids, "labels": ids}] * 8
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    again = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert again[2:] == pytest.approx(losses[2:], rel=1e-3)

@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit import _native, formats, ops
+from lowbit import _native, formats, ops, rules
 from lowbit import functional as F
-from lowbit.backends import PackedWeight, dense
+from lowbit.backends import PackedWeight, dense, dense_optim
 from lowbit.formats import Format
+from lowbit.optim import optimizer
 
 SHAPES = ((16, 256), (33, 96), (7, 61), (3, 1024))
 ROWS = (1, 5, 33)
@@ -67,6 +68,8 @@ def compare(device: str) -> Iterator[Result]:
         for i, shape in enumerate(SHAPES):
             yield from _of_a_weight(entry, shape, dtypes[i % 3], ROWS[i % len(ROWS)], device)
     yield from _of_integers(device)
+    yield from _of_sparse_matrices(device)
+    yield from _of_optimizers(device)
 
 
 def _of_a_weight(
@@ -119,6 +122,9 @@ def _products(
     dx = _try(ops.linear_transposed, dy.to(device), *there)
     expected = dy.float() @ full
     yield _result(f"linear_transposed {rows} {case}", dx, expected, _relative, LIMITS[dtype])
+    ids = torch.randint(0, n, (rows,))
+    looked_up = _try(ops.embedding, ids.to(device), dtype, *there)
+    yield _result(f"embedding {case}", looked_up, full[ids], _relative, torch.finfo(dtype).eps)
 
 
 def _of_integers(device: str) -> Iterator[Result]:
@@ -132,6 +138,62 @@ def _of_integers(device: str) -> Iterator[Result]:
         there = [t.to(device) for t in (sums, *scales)]
         made = _try(ops.int8_rescale, *there, None, torch.float32)
         yield _result(f"int8_rescale {[m, n]}", made, expected, _relative, 1e-6)
+
+    for threshold in (0.0, 2.5):
+        x, bias = torch.randn(5, 96), torch.randn(33)
+        codes, absmax = dense.quantize(torch.randn(33, 96), "int8", 96)
+        rest = None, None, None, None, None, "int8", (33, 96), 96, 0
+        y = dense.int8_linear(x, bias, threshold, codes, absmax, *rest)
+        here = [t.to(device) for t in (x, bias, codes, absmax)]
+        made = _try(ops.int8_linear, *here[:2], threshold, *here[2:], *rest)
+        # A code of an activation in the middle between two may tip.
+        yield _result(f"int8_linear threshold {threshold}", made, y, _relative, 2e-3)
+
+
+def _of_sparse_matrices(device: str) -> Iterator[Result]:
+    rows, columns = torch.tensor([0, 3, 0, 3, 2]), torch.tensor([1, 0, 1, 4, 2])
+    for dtype, limit in LIMITS.items():
+        x = torch.randn(5, 33).to(dtype)
+        for scale in (None, 0.25):
+            values = torch.randn(5).to(dtype) if scale is None else torch.arange(-2, 3).char()
+            full = torch.zeros(4, 5)
+            full.index_put_((rows, columns), values.float() * (scale or 1.0), accumulate=True)
+            there = [t.to(device) for t in (rows, columns, values)]
+            made = _try(ops.sparse_matmul, (4, 5), *there, scale, x.to(device))
+            name = f"sparse_matmul {str(dtype).removeprefix('torch.')}, scale {scale}"
+            yield _result(name, made, full @ x.float(), _relative, limit)
+
+
+def _of_optimizers(device: str) -> Iterator[Result]:
+    """Three steps of every rule, against torch's own operations: how far parameters are apart."""
+    n = 1000
+    settings = rules.Settings(
+        lr=1e-2, beta1=0.9, beta2=0.99, beta3=0.999, alpha=2.0, eps=1e-8, weight_decay=0.1
+    )
+    for name, rule in rules.ALL.items():
+        for bits, limit in ((32, 1e-4), (8, 1e-2)):
+            gradients = [torch.randn(n) for _ in range(3)]
+
+            def move(
+                run: Callable[..., None],
+                place: str,
+                rule: rules.Rule = rule,
+                bits: int = bits,
+                gradients: list[Tensor] = gradients,
+            ) -> Tensor:
+                start = torch.linspace(-2, 1, n, device=place)
+                p, moments = start.clone(), []
+                for _ in rule.moments:
+                    numbers = torch.zeros(n, dtype=torch.uint8 if bits == 8 else None, device=place)
+                    absmax = torch.zeros(rule.blocks(n), device=place) if bits == 8 else None
+                    moments.append((numbers, absmax))
+                for step, g in enumerate(gradients, 1):
+                    run(rule.name, settings, step, p, g.to(place), moments)
+                return p - start
+
+            made = _try(move, optimizer.kernels(device).optimizer_update, device)
+            expected = move(dense_optim.optimizer_update, "cpu")
+            yield _result(f"optimizer {name}, {bits} bits", made, expected, _apart, limit)
 
 
 def _any_weight(entry: Format, shape: tuple[int, int], size: int) -> PackedWeight:
@@ -176,6 +238,11 @@ def _relative(made: Tensor, expected: Tensor) -> float:
     """Largest error over the largest value."""
     error = (made.cpu().float() - expected).abs().max()
     return float(error / expected.abs().max())
+
+
+def _apart(made: Tensor, expected: Tensor) -> float:
+    """Norm of what differs in norms of what was expected."""
+    return float((made.cpu().float() - expected).norm() / expected.norm())
 
 
 def bench(device: str, seconds: float = 0.3) -> dict[str, float]:
@@ -280,6 +347,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="every size: minutes, not seconds")
     parser.add_argument("--out", type=Path, default=Path("lowbit-check.json"))
     given = parser.parse_args(arguments)
+    if not given.out.parent.is_dir():  # Known before minutes of work, not after.
+        parser.error(f"--out: expected a file in a directory that exists, got {given.out}")
     report = run([given.device] if given.device else devices(), given.full)
     given.out.write_text(json.dumps(report, indent=1) + "\n")
     failed = sum(len(part["failures"]) for part in report["compared"].values())

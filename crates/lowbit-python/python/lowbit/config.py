@@ -10,6 +10,7 @@ import torch
 from lowbit import formats
 from lowbit.functional.checks import check_dtype
 
+_FLAGS = ("load_in_8bit", "load_in_4bit", "bnb_4bit_use_double_quant")
 _DTYPES = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 
 
@@ -49,6 +50,9 @@ class BitsAndBytesConfig:
     """Dtype that codes are seen as; a floating-point one where FSDP shards them."""
 
     def __post_init__(self) -> None:
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name in _DTYPES:
             setattr(self, name, _dtype(name, getattr(self, name)))
         if self.bnb_4bit_compute_dtype is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowbit.config import BitsAndBytesConfig
+from lowbit.functional.general import as_device
 from lowbit.nn import Linear4bit, Linear8bit, QuantizedEmbedding, QuantizedLinear
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,9 @@ def quantize_model(
     >>> type(model[0]).__name__, type(model[1]).__name__
     ('QuantizedLinear', 'Linear')
     """
+    _check_module(model)
+    if device is not None:
+        as_device(device)
     skip = set(modules_to_not_convert or ())
     if isinstance(modules_to_not_convert, str):
         raise TypeError("modules_to_not_convert: expected a list of names, got a string")
@@ -199,6 +203,7 @@ def get_memory_footprint(model: nn.Module) -> dict[str, float]:
     >>> 8 * footprint["actual_size_gb"] * 2**30 / footprint["total_params"]
     4.5
     """
+    _check_module(model)
     total = quantized = size = 0
     seen: set[int] = set()
     for module in model.modules():
@@ -224,6 +229,11 @@ def get_memory_footprint(model: nn.Module) -> dict[str, float]:
         "savings_gb": (2 * total - size) / _GIB,
         "savings_pct": 100 * (1 - size / (2 * total)) if total else 0.0,
     }
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def _few(names: Iterable[str], most: int = 6) -> str:

@@ -72,6 +72,22 @@ int8_matmul = torch.ops.lowbit.int8_matmul.default
 int8_rescale = torch.ops.lowbit.int8_rescale.default
 
 
+def _together(**tensors: Tensor | None) -> None:
+    """Refuse tensors of which only some are on "meta": their product would be no numbers at all."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    first, *others = given
+    for name in others:
+        if given[name].is_meta != given[first].is_meta:
+            raise ValueError(
+                f"{name}: expected it on {given[first].device}, as {first}, got it on "
+                f"{given[name].device}; move it there"
+            )
+
+
+def _of_weight(weight: tuple[Any, ...]) -> dict[str, Tensor | None]:
+    return dict(zip(PackedWeight._fields[:WEIGHT_TENSORS], weight, strict=False))
+
+
 @torch.library.register_fake("lowbit::quantize", lib=_library)
 def _(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
     entry = formats.by_name(format)
@@ -100,22 +116,26 @@ def _(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("lowbit::dequantize", lib=_library)
 def _(dtype: torch.dtype, *weight: Any) -> Tensor:
+    _together(**_of_weight(weight))
     w = PackedWeight(*weight)
     return w.codes.new_empty(tuple(w.shape), dtype=dtype)
 
 
 @torch.library.register_fake("lowbit::linear", lib=_library)
 def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    _together(**_of_weight(weight), x=x, bias=bias)
     return x.new_empty((*x.shape[:-1], PackedWeight(*weight).shape[0]))
 
 
 @torch.library.register_fake("lowbit::linear_transposed", lib=_library)
 def _(dy: Tensor, *weight: Any) -> Tensor:
+    _together(**_of_weight(weight), dy=dy)
     return dy.new_empty((*dy.shape[:-1], PackedWeight(*weight).shape[1]))
 
 
 @torch.library.register_fake("lowbit::embedding", lib=_library)
 def _(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
+    _together(**_of_weight(weight), ids=ids)
     return ids.new_empty((*ids.shape, PackedWeight(*weight).shape[1]), dtype=dtype)
 
 
@@ -123,16 +143,19 @@ def _(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
 def _(
     shape: Any, rows: Tensor, columns: Tensor, values: Tensor, scale: float | None, dense: Tensor
 ) -> Tensor:
+    _together(rows=rows, columns=columns, values=values, dense=dense)
     return dense.new_empty((shape[0], dense.shape[1]))
 
 
 @torch.library.register_fake("lowbit::int8_linear", lib=_library)
 def _(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
+    _together(**_of_weight(weight), x=x, bias=bias)
     return x.new_empty((*x.shape[:-1], PackedWeight(*weight).shape[0]))
 
 
 @torch.library.register_fake("lowbit::int8_matmul", lib=_library)
 def _(a: Tensor, b: Tensor) -> Tensor:
+    _together(a=a, b=b)
     return a.new_empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
 
 
@@ -140,6 +163,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 def _(
     sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
+    _together(sums=sums, rows=rows, columns=columns, bias=bias)
     return sums.new_empty(sums.shape, dtype=dtype)
 
 

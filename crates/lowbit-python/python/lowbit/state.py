@@ -199,6 +199,8 @@ class QuantState:
         >>> QuantState.from_dict(state.as_dict(packed=True)).shape
         torch.Size([2, 64])
         """
+        if not isinstance(qs_dict, Mapping):
+            raise TypeError(f"qs_dict: expected a dict of a state, got {type(qs_dict).__name__}")
         given: dict[str, Any] = {}
         for key, value in qs_dict.items():
             if _PACKED_KEY in key.split(".") and isinstance(value, Tensor):

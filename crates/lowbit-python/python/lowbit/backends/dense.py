@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit import formats
-from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
+from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, rows
 from lowbit.backends.dense_optim import optimizer_update
 from lowbit.formats import Format, Geometry
 
@@ -152,7 +152,7 @@ def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) 
 
 def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::embedding`."""
-    return F.embedding(ids, dequantize(dtype, *weight))
+    return rows.embedding(dequantize, ids, dtype, *weight)
 
 
 def sparse_matmul(

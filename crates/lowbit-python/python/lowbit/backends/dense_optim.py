@@ -34,13 +34,13 @@ def optimizer_update(
     else:
         keep = 1.0 - s.lr * s.weight_decay
         before, after = (keep, 1.0) if entry.decays_first else (1.0, keep)
-    direction, gain = _direction(rule, s, step, g, m)
+    towards, gain = direction(rule, s, step, g, m)
     rate = s.lr * gain
     if s.max_update_norm > 0.0:
-        update, limit = gain * direction.norm(), s.max_update_norm * wide.norm()
+        update, limit = gain * towards.norm(), s.max_update_norm * wide.norm()
         shortened = torch.where(limit / update < 1.0, limit / update, 1.0)
-        direction = direction * torch.where(limit > 0.0, shortened, 1.0)
-    new = (wide * before - direction * rate) * after
+        towards = towards * torch.where(limit > 0.0, shortened, 1.0)
+    new = (wide * before - towards * rate) * after
     finite = torch.ones_like(g, dtype=torch.bool)
     if moments[0][1] is not None:
         finite = torch.isfinite(sum(m[1:], m[0]))
@@ -53,7 +53,7 @@ def optimizer_update(
             _quantize(torch.where(finite, numbers, 0.0), thresholds, moment, absmax)
 
 
-def _direction(
+def direction(
     rule: str, s: Settings, step: int, g: Tensor, m: list[Tensor]
 ) -> tuple[Tensor, float]:
     """Renew the moments; the direction, and the factor of the learning rate."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowbit import _native, formats
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
+from lowbit.backends import rows as rows_of_table
 from lowbit.backends.checks import (
     check_bias,
     check_f32,
@@ -116,7 +117,7 @@ def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
 
 def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::embedding`."""
-    return torch.nn.functional.embedding(ids, dequantize(dtype, *weight))
+    return rows_of_table.embedding(dequantize, ids, dtype, *weight)
 
 
 def _multiply(

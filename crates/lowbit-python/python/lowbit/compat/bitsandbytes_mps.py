@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowbit import functional as F
 from lowbit.compat.spelling import either_spelling
+from lowbit.functional.checks import check_floats, check_size, check_tensor
 from lowbit.state import QuantState
 
 __all__ = [
@@ -61,6 +62,7 @@ def dequantize_4bit(
     >>> dequantize_4bit(packed, absmax, numel=3)
     tensor([1., 1., 1.], dtype=torch.float16)
     """
+    packed, absmax = check_tensor("packed", packed), check_tensor("absmax", absmax)
     shape = torch.Size([2 * packed.numel() if numel < 0 else numel])
     state = QuantState(absmax.flatten(), shape, _name(quant_type), block_size, output_dtype)
     return F.dequantize_4bit(packed, state)
@@ -99,6 +101,7 @@ def gemm_4bit(
     >>> gemm_4bit(torch.ones(2, 64), packed, absmax, output_features=8).shape
     torch.Size([2, 8])
     """
+    check_floats("x", x)
     if x.dim() < 2:
         raise ValueError(f"x: expected [.., M, K], got {list(x.shape)}; use gemv_4bit")
     return linear_4bit(x, w, absmax, output_features, block_size, quant_type)
@@ -120,9 +123,12 @@ def linear_4bit(
     >>> linear_4bit(torch.ones(64), packed, absmax, 8, bias=torch.ones(8))[0]
     tensor(65.)
     """
+    check_floats("x", x)
+    check_size("output_features", output_features)
+    w, absmax = check_tensor("w", w), check_tensor("absmax", absmax)
     shape = torch.Size([output_features, x.shape[-1] if x.dim() else 0])
     state = QuantState(absmax.flatten(), shape, _name(quant_type), block_size, x.dtype)
-    return F.linear_4bit(x, w.contiguous(), state, bias)
+    return F.linear_4bit(x, w, state, bias)
 
 
 def _name(quant_type: int) -> str:

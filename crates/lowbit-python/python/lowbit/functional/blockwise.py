@@ -9,7 +9,13 @@ from torch import Tensor
 
 from lowbit import formats, ops
 from lowbit.backends import NESTED_BLOCK_SIZE
-from lowbit.functional.checks import check_floats, check_of, check_state, check_tensor
+from lowbit.functional.checks import (
+    check_finite,
+    check_floats,
+    check_of,
+    check_state,
+    check_tensor,
+)
 from lowbit.functional.general import dequantize, nest, quantize
 from lowbit.state import NestedState, QuantState, own_codebook
 
@@ -101,8 +107,13 @@ def dequant_absmax(codes: Tensor, nested: NestedState, offset: Tensor) -> Tensor
         raise TypeError(f"nested: expected a NestedState, got {type(nested).__name__}")
     blocks = -(-codes.numel() // nested.block_size)
     check_of("nested.absmax", nested.absmax, torch.float32, blocks)
+    if check_tensor("offset", offset).numel() != 1:
+        raise ValueError(f"offset: expected one number, got {list(offset.shape)}")
+    for name, t in (("nested.absmax", nested.absmax), ("offset", offset)):
+        if t.device != codes.device:
+            raise ValueError(f"{name}: expected it on {codes.device}, as codes, got {t.device}")
     absmax = nested.absmax.repeat_interleave(nested.block_size)[: codes.numel()]
-    return nested.code[codes.int()] * absmax.view(codes.shape) + offset
+    return nested.code[codes.int()] * absmax.view(codes.shape) + offset.view(())
 
 
 def _own(name: str, like: Tensor) -> Tensor:
@@ -116,8 +127,7 @@ def _quantize_by_table(
     entry = formats.by_name(formats.NESTED)
     g = entry.geometry(t.shape, block_size)
     flat = torch.nn.functional.pad(t.detach().float().flatten(), (0, -t.numel() % block_size))
-    if not torch.isfinite(flat).all():
-        raise ValueError("t: expected finite values, got NaN or infinity")
+    check_finite("t", flat)
     blocks = flat.view(g.blocks, block_size)
     absmax = blocks.abs().amax(-1) if g.blocks else flat.new_zeros(0)
     scaled = torch.where(absmax[:, None] > 0, blocks * (1.0 / absmax[:, None]), 0.0)

@@ -13,6 +13,7 @@ from lowbit.functional.checks import (
     check_floats,
     check_of,
     check_tensor,
+    check_threshold,
 )
 from lowbit.functional.general import dequantize, linear, quantize
 from lowbit.state import QuantState
@@ -32,8 +33,8 @@ def quantize_rowwise(t: Tensor) -> tuple[Tensor, Tensor]:
     (tensor([[  64, -127],
             [   0,  127]], dtype=torch.int8), tensor([1., 2.]))
     """
-    rows = _rows("t", t)
-    codes, state = quantize(rows, "int8")
+    check_floats("t", t)
+    codes, state = quantize(_rows("t", t), "int8")
     return codes.view(torch.int8).view(t.shape), state.absmax.view(t.shape[:-1])
 
 
@@ -72,7 +73,7 @@ def matmul_int8(
     True
     """
     check_dtype("dtype", dtype)
-    check_of("a", check_tensor("a", a).flatten(0, -2), torch.int8, None, None)
+    check_of("a", _rows("a", a), torch.int8, None, None)
     k = a.shape[-1]
     check_of("b", b, torch.int8, k, None)
     check_of("a_scales", a_scales, torch.float32, *a.shape[:-1])
@@ -108,8 +109,7 @@ def int8_linear(
     check_of("scales", scales, torch.float32, w.shape[0])
     check_activations(x, w.shape)
     check_bias(bias, w.shape[0], x.dtype)
-    if not threshold >= 0.0:
-        raise ValueError(f"threshold: expected a number from 0, got {threshold}")
+    check_threshold(threshold)
     state = _row_state("int8", scales, w.shape, x.dtype)
     return ops.int8_linear(x, bias, threshold, *state.weight(w.contiguous()))
 
@@ -128,8 +128,8 @@ def quantize_fp8_e4m3(t: Tensor) -> tuple[Tensor, Tensor]:
     >>> codes.view(torch.float8_e4m3fn).float(), scales
     (tensor([[448.,   1.]]), tensor([1.]))
     """
-    rows = _rows("t", t)
-    codes, state = quantize(rows, "fp8_e4m3")
+    check_floats("t", t)
+    codes, state = quantize(_rows("t", t), "fp8_e4m3")
     return codes.view(t.shape), state.absmax.view(t.shape[:-1])
 
 
@@ -141,7 +141,7 @@ def dequantize_fp8_e4m3(
     >>> dequantize_fp8_e4m3(*quantize_fp8_e4m3(torch.tensor([[448.0, 1.0]])))
     tensor([[448.,   1.]])
     """
-    return _dequantize_rows("fp8_e4m3", _bytes(codes), torch.uint8, scales, dtype)
+    return _dequantize_rows("fp8_e4m3", _bytes("codes", codes), torch.uint8, scales, dtype)
 
 
 def matmul_fp8_e4m3(
@@ -164,7 +164,7 @@ def matmul_fp8_e4m3(
     >>> matmul_fp8_e4m3(torch.ones(64), w, scales)
     tensor([64., 64.])
     """
-    w = _bytes(w)
+    w = _bytes("w", w)
     check_of("w", w, torch.uint8, None, None)
     check_of("scales", scales, torch.float32, w.shape[0])
     if dtype is not None:
@@ -175,15 +175,14 @@ def matmul_fp8_e4m3(
 
 def _rows(name: str, t: Tensor) -> Tensor:
     """The rows of a tensor, `[rows, K]`."""
-    if not isinstance(t, Tensor) or t.dim() == 0:
-        raise TypeError(f"{name}: expected a tensor of rows, got {t!r}")
-    return (
-        t.reshape(-1, t.shape[-1]) if t.numel() else t.new_empty(t.shape[:-1].numel(), t.shape[-1])
-    )
+    t = check_tensor(name, t)
+    if t.dim() == 0 or t.shape[-1] == 0:
+        raise ValueError(f"{name}: expected rows of a number or more, got {list(t.shape)}")
+    return t.view(t.shape[:-1].numel(), t.shape[-1])
 
 
-def _bytes(codes: Tensor) -> Tensor:
-    return codes.view(torch.uint8) if check_tensor("codes", codes).itemsize == 1 else codes
+def _bytes(name: str, codes: Tensor) -> Tensor:
+    return codes.view(torch.uint8) if check_tensor(name, codes).itemsize == 1 else codes
 
 
 def _row_state(

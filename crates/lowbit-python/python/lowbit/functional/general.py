@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,7 +198,7 @@ def is_available(device: torch.device | str = "cpu") -> bool:
     >>> is_available(), is_available("meta")
     (True, False)
     """
-    kind = torch.device(device).type
+    kind = as_device(device).type
     if kind == "cpu":
         return True
     module = getattr(torch, kind, None)
@@ -210,4 +211,16 @@ def has_native_kernels(device: torch.device | str = "cpu") -> bool:
     >>> has_native_kernels("cpu")
     True
     """
-    return torch.device(device).type in ops.NATIVE and is_available(device)
+    return as_device(device).type in ops.NATIVE and is_available(device)
+
+
+def as_device(device: Any) -> torch.device:
+    """A device from what torch takes for one.
+
+    Raises:
+        ValueError: if there is no such kind of device.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected one of torch's, got {device!r}: {error}") from None

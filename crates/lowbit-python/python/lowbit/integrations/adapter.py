@@ -154,7 +154,32 @@ def keep_weights_as_stored() -> None:
         return  # Older versions do not repack.
     _expect(functional.has_avx512bf16, "()")
     _expect(functional._convert_weight_packed_for_cpu, "(qweight, quant_state, block_n)")
+    _expect(
+        functional._convert_weight_packed_for_cpu_inverse, "(packed_weight, quant_state, block_n)"
+    )
+    _expect(modules.fix_4bit_weight_quant_state_from_module, "(module)")
+    inverse = functional._convert_weight_packed_for_cpu_inverse
+    find_state = modules.fix_4bit_weight_quant_state_from_module
+
+    def unpacked(packed_weight: Any, quant_state: Any, block_n: int = 32) -> tuple[Any, Any]:
+        # It forgets to turn the scales back, or rounds them to 8 bits for a second time.
+        absmax = quant_state.absmax.t().reshape(-1).float()
+        quant_state.original_nested = False
+        codes, state = inverse(packed_weight, quant_state, block_n)
+        state.absmax = absmax
+        return codes, state
+
+    def find_stored(module: Any) -> None:
+        find_state(module)
+        weight = module.weight
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            # Made and pickled where our backend was not.
+            weight.data, weight.quant_state = unpacked(weight.data, weight.quant_state)
+            module.quant_state = weight.quant_state
+
+    _replace(modules, "fix_4bit_weight_quant_state_from_module", find_stored)
     for module in (functional, modules):
+        _replace(module, "_convert_weight_packed_for_cpu_inverse", unpacked)
         _replace(module, "has_avx512bf16", _never)
     # Layers made elsewhere, by unpickling, say, bring an attribute of their own.
     attribute = property(lambda self: False, lambda self, value: None)

@@ -7,7 +7,9 @@ unchanged. `LOWBIT_BNB_BACKEND` says on which devices: `all` (the default), `cpu
 `kernels` makes the functions, one for each operation; what an operation is given is data that
 bitsandbytes made, in its layout. Where a value differs from bitsandbytes' own:
 
-- NaN and infinity are refused with a `ValueError` instead of spoiling their block.
+- NaN and infinity are refused with a `ValueError` instead of spoiling their block; only rows of
+  activations in int8 that have one are NaN, as a product of theirs would be.
+- What is not float32, float16 or bfloat16 is computed in float32, as it is there.
 - Products of integers are exact for every K, and scaled by 1/127² (6.2000124e-05; bitsandbytes'
   default backend has 6.200124e-05).
 """
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from lowbit import formats, ops, rules
 from lowbit import functional as F
-from lowbit.backends import PackedWeight, dense
+from lowbit.backends import PackedWeight, dense, steps
 
 SWITCH = "LOWBIT_BNB_BACKEND"
 LIBRARY = "bitsandbytes"
@@ -74,7 +76,7 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
     def quantize_4bit(
         A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        codes, absmax = run.quantize(A.reshape(-1), _nibbles(quant_type), blocksize)
+        codes, absmax = run.quantize(known(A).reshape(-1), _nibbles(quant_type), blocksize)
         return _stored_as(codes, quant_storage).unsqueeze(1), absmax
 
     def dequantize_4bit(
@@ -86,14 +88,15 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         dtype: torch.dtype,
     ) -> Tensor:
         weight = _weight(A, absmax, _nibbles(quant_type), shape, blocksize)
-        return run.dequantize(dtype, *weight)
+        return run.dequantize(known_dtype(dtype), *weight).to(dtype)
 
     def gemv_4bit(
         A: Tensor, B: Tensor, shapeB: Sequence[int], absmax: Tensor, code: Tensor, blocksize: int
     ) -> Tensor:
         # All of its formats have one layout: `code` says which it is.
         any_of_them = next(iter(_NIBBLES))
-        return run.linear(A, None, *_weight(B, absmax, any_of_them, shapeB, blocksize, code))
+        weight = _weight(B, absmax, any_of_them, shapeB, blocksize, code)
+        return run.linear(known(A), None, *weight).to(A.dtype)
 
     def gemm_4bit(
         A: Tensor,
@@ -116,13 +119,14 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
                 nested_offset=absmax_offset,
                 nested_block_size=256,
             )
-        return run.linear(A, bias, *weight)
+        x = known(A)
+        return run.linear(x, None if bias is None else bias.to(x.dtype), *weight).to(A.dtype)
 
     def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
         name = _name_of_map(code, blocksize)
         if name is None:
             return _quantize_with_map(A, code, blocksize)
-        codes, absmax = run.quantize(A.reshape(-1), name, blocksize)
+        codes, absmax = run.quantize(known(A).reshape(-1), name, blocksize)
         return codes.view(A.shape), absmax
 
     def dequantize_blockwise(
@@ -132,32 +136,41 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         if blocksize not in entry.block_sizes or code.numel() != 256:
             return _dequantize_with_map(A, absmax, code, blocksize, dtype)
         weight = _weight(A, absmax, entry.name, [A.numel()], blocksize, code)
-        return run.dequantize(dtype, *weight).view(A.shape)
+        return run.dequantize(known_dtype(dtype), *weight).to(dtype).view(A.shape)
 
     def int8_vectorwise_quant(
         A: Tensor, threshold: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows, columns = A.reshape(-1, A.shape[-1]), None
+        rows, columns = known(A).reshape(A.shape[:-1].numel(), A.shape[-1]), None
         if threshold > 0.0:
             outliers = rows.abs() >= threshold
             columns = outliers.any(0).nonzero().view(-1)
             rows = rows.masked_fill(outliers, 0.0) if columns.numel() else rows
-        codes, absmax = run.quantize(rows, _ROWS.name, rows.shape[1])
+        try:
+            codes, absmax = run.quantize(rows, _ROWS.name, max(rows.shape[1], 1))
+        except ValueError:
+            spoilt = ~rows.isfinite().all(1)
+            if not spoilt.any():
+                raise
+            rows = rows.masked_fill(spoilt[:, None], 0.0)
+            codes, absmax = run.quantize(rows, _ROWS.name, rows.shape[1])
+            absmax[spoilt] = torch.nan
         codes = codes.view(torch.int8).view(rows.shape)
         if columns is not None and columns.numel():
             codes[:, columns] = 0
         return codes.view(A.shape), absmax, columns
 
     def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
-        rows = A.reshape(-1, A.shape[-1])
-        weight = _weight(rows, stats.reshape(-1), _ROWS.name, rows.shape, rows.shape[1])
+        rows = A.reshape(A.shape[:-1].numel(), A.shape[-1])
+        k = max(rows.shape[1], 1)
+        weight = _weight(rows, stats.reshape(-1), _ROWS.name, rows.shape, k)
         return run.dequantize(torch.float32, *weight).view(A.shape)
 
     def int8_double_quant(
         A: Tensor, threshold: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         by_row, row_stats, columns = int8_vectorwise_quant(A, threshold)
-        kept = A.reshape(-1, A.shape[-1])
+        kept = A.reshape(A.shape[:-1].numel(), A.shape[-1])
         if threshold > 0.0:
             kept = kept.masked_fill(kept.abs() >= threshold, 0.0)
         by_column, column_stats, _ = int8_vectorwise_quant(kept.t().contiguous())
@@ -173,7 +186,8 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         dtype: torch.dtype | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        return run.int8_rescale(A, row_stats, col_stats, bias, dtype or torch.float16)
+        dtype = dtype or torch.float16
+        return run.int8_rescale(A, row_stats, col_stats, bias, known_dtype(dtype)).to(dtype)
 
     def int8_scaled_mm(
         A: Tensor,
@@ -199,11 +213,13 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         *numbers: Any,
         **named: Any,
     ) -> None:
-        settings, step = _optimizer_settings(optimizer_name, _NUMBERS_32, numbers, named)
-        settings = settings._replace(max_update_norm=max_unorm)
-        _take_step(
-            optimizer_update, optimizer_name, settings, step, p, g, [(state1, None), (state2, None)]
+        settings, step, skip_zeros = _optimizer_settings(
+            optimizer_name, _NUMBERS_32, numbers, named
         )
+        settings = settings._replace(max_update_norm=max_unorm)
+        states = [(state1, None), (state2, None)]
+        run = steps.skipping_zeros(optimizer_update) if skip_zeros else optimizer_update
+        _take_step(run, optimizer_name, settings, step, p, g, states, unorm_vec)
 
     def optimizer_update_8bit_blockwise(
         optimizer_name: str,
@@ -221,8 +237,9 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         for moment, qmap in zip((moments[0], moments[-1]), maps, strict=True):
             if qmap is not None and _name_of_map(qmap, 256) != moment:
                 raise ValueError("qmap: expected bitsandbytes' dynamic map, got another one")
-        settings, step = _optimizer_settings(optimizer_name, (), (), given)
+        settings, step, _ = _optimizer_settings(optimizer_name, (), (), given)
         states = [(state1, absmax[0]), (state2, absmax[1])]
+        # `skip_zeros` changes nothing about states of 8 bits, as in bitsandbytes' CUDA kernels.
         _take_step(optimizer_update, optimizer_name, settings, step, p, g, states)
 
     made: list[Callable[..., Any]] = [
@@ -257,14 +274,13 @@ _NUMBERS_8 = (*_SHARED, "step", "lr", *_MAPS, "weight_decay", *_LAST)
 
 def _optimizer_settings(
     name: str, names: Sequence[str], numbers: Sequence[Any], named: dict[str, Any]
-) -> tuple[rules.Settings, int]:
+) -> tuple[rules.Settings, int, bool]:
     given = dict(zip(names, numbers, strict=False)) | named
-    if given.pop("skip_zeros", False):
-        raise NotImplementedError("skip_zeros: expected False, got True; it is not done")
+    skip_zeros = given.pop("skip_zeros", False)
     step, scale = given.pop("step"), given.pop("gnorm_scale", 1.0)
     if rules.by_name(name).decays_gradient:
         given["beta2"] = 0.0  # A dampening, which bitsandbytes does not use.
-    return rules.Settings(**given, grad_scale=scale), step
+    return rules.Settings(**given, grad_scale=scale), step, skip_zeros
 
 
 def _take_step(
@@ -275,18 +291,37 @@ def _take_step(
     p: Tensor,
     g: Tensor,
     states: Sequence[tuple[Tensor | None, Tensor | None]],
+    unorm_vec: Tensor | None = None,
 ) -> None:
     rule = rules.by_name(name)
     moments = []
     for (state, absmax), (first, last) in zip(states, rules.places(rule), strict=False):
-        assert state is not None
+        if state is None or state.numel() != (last - first) * p.numel():
+            got = "none" if state is None else list(state.shape)
+            raise ValueError(
+                f"state: expected {last - first} of {list(p.shape)} for {name}, got {got}; for "
+                "bitsandbytes' AdEMAMix32bit, which makes too small a one, use AdEMAMix"
+            )
         parts = state.view(last - first, p.numel())
         scales = None if absmax is None else absmax.view(last - first, -1)
         moments += [(parts[i], None if scales is None else scales[i]) for i in range(len(parts))]
-    flat = p.detach().view(-1)
-    optimizer_update(
-        rule.name, settings, step, flat, g.detach().to(p.dtype).contiguous().view(-1), moments
-    )
+    whole, p = p, known(p.detach())
+    flat = p.view(-1), g.detach().to(p.dtype).contiguous().view(-1)
+    if unorm_vec is not None and settings.max_update_norm > 0.0:
+        unorm_vec.fill_(steps.update_norm(rule.name, settings, step, *flat, moments))
+    optimizer_update(rule.name, settings, step, *flat, moments)
+    if whole.dtype is not p.dtype:
+        whole.data.copy_(p)
+
+
+def known(t: Tensor) -> Tensor:
+    """A tensor in a dtype that kernels have: bitsandbytes computes others in float32, too."""
+    return t if t.dtype in F.FLOATS else t.float()
+
+
+def known_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a result is computed that is to have another one."""
+    return dtype if dtype in F.FLOATS else torch.float32
 
 
 def _writing_to_out(kernel: Callable[..., Tensor]) -> Callable[..., None]:
@@ -318,6 +353,11 @@ def _weight(
     code: Tensor | None = None,
 ) -> PackedWeight:
     """A weight as bitsandbytes passes it: absmax may have 16 bits, codes may be too long."""
+    if absmax.dim() == 2 and absmax.dtype is torch.bfloat16:
+        raise ValueError(
+            "absmax: expected one number a block, got those of a weight that bitsandbytes has "
+            "repacked for AVX512-BF16; run or save its layer, which turns it back"
+        )
     scales = absmax if absmax.dtype is torch.float32 else absmax.float()
     codes = codes.contiguous()
     needed = formats.by_name(name).geometry(shape, block_size).code_bytes

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowbit import formats, ops
 from lowbit.backends import PackedWeight
+from lowbit.integrations.bitsandbytes import known
 
 
 def matmul_4bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
@@ -23,7 +24,7 @@ def matmul_4bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autog
             if ctx.needs_input_grad[3]:
                 grad_bias = grad_output.sum(0, dtype=ctx.dtype_bias)
             weight = packed_weight(ctx.tensors[1], ctx.state)
-            return ops.linear_transposed(grad_output, *weight), None, None, grad_bias, None
+            return _transposed(grad_output, weight), None, None, grad_bias, None
 
     return MatMul4Bit
 
@@ -49,7 +50,9 @@ def matmul_8bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autog
                 return theirs.forward(ctx, A, B, out, bias, state)  # type: ignore[attr-defined]
             ctx.weight = packed_rows(state.CB, state.SCB)
             ctx.dtype_bias = None if bias is None else bias.dtype
-            return ops.linear(A, bias, *ctx.weight)
+            x = known(A)
+            bias = None if bias is None else bias.to(x.dtype)
+            return ops.linear(x, bias, *ctx.weight).to(A.dtype)
 
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -57,13 +60,17 @@ def matmul_8bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autog
                 return theirs.backward(ctx, grad_output)  # type: ignore[attr-defined]
             grad_A = grad_bias = None
             if ctx.needs_input_grad[0]:
-                grad_A = ops.linear_transposed(grad_output, *ctx.weight)
+                grad_A = _transposed(grad_output, ctx.weight)
             if ctx.needs_input_grad[3]:
                 flat = grad_output.reshape(-1, grad_output.shape[-1])
                 grad_bias = flat.sum(0, dtype=ctx.dtype_bias)
             return grad_A, None, None, grad_bias, None
 
     return MatMul8bitFp
+
+
+def _transposed(dy: Tensor, weight: PackedWeight) -> Tensor:
+    return ops.linear_transposed(known(dy), *weight).to(dy.dtype)
 
 
 def packed_rows(codes: Tensor, absmax: Tensor) -> PackedWeight:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowbit import formats
 from lowbit import functional as F
+from lowbit.functional.checks import check_dtype, check_size
 from lowbit.nn import checkpoint
 from lowbit.state import QuantState
 
@@ -55,6 +56,13 @@ class QuantizedEmbedding(nn.Module):
         table: Tensor | None = None,
     ) -> None:
         super().__init__()
+        check_size("num_embeddings", num_embeddings)
+        check_size("embedding_dim", embedding_dim)
+        check_dtype("dtype", dtype)
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(
+                f"padding_idx: expected a row of {num_embeddings}, or None, got {padding_idx}"
+            )
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = padding_idx
         if table is None:
@@ -75,6 +83,11 @@ class QuantizedEmbedding(nn.Module):
         """
         if not isinstance(embedding, nn.Embedding):
             raise TypeError(f"embedding: expected nn.Embedding, got {type(embedding).__name__}")
+        if embedding.max_norm is not None:
+            raise ValueError(
+                "embedding: expected one without max_norm, which shortens rows as they are looked "
+                f"up, got {embedding.max_norm}; shorten them before"
+            )
         options.setdefault("device", embedding.weight.device)
         return cls(
             embedding.num_embeddings,

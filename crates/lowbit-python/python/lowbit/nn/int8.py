@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import functional as F
+from lowbit.functional.checks import check_input, check_layer, check_threshold
 from lowbit.nn.linear import Linear8bit
 from lowbit.nn.switchback import int8_training_linear
 
@@ -56,6 +57,7 @@ class Linear8bitLt(nn.Linear):
         index: None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        check_layer(None, input_features=input_features, output_features=output_features)
         super().__init__(input_features, output_features, bias, device)
         self.threshold = _checked(threshold, index)
 
@@ -80,6 +82,7 @@ class Linear8bitLt(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x: [.., K]` to `[.., N]`, of the dtype of `x`."""
+        check_input("x", x)
         # Anew each time: a change through `.data` could not be noticed.
         q, scales = F.quantize_rowwise(self.weight)
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -113,9 +116,10 @@ class _Rounded(Linear8bit, Linear8bitLt):
         self.threshold = _checked(threshold, index)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input("x", x)
         inner = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(inner.dtype)
-        codes = self.weight.data.view(self.out_features, self.in_features)
+        codes = self.weight.view(self.out_features, self.in_features)
         scales = self.quant_state.absmax
         return F.int8_linear(inner, codes, scales, bias, self.threshold).to(x.dtype)
 
@@ -142,6 +146,7 @@ class OutlierAwareLinear(_Rounded):
         compute_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        check_layer(compute_dtype, in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, False, threshold, None, device)
         self.compute_dtype = compute_dtype
 
@@ -149,6 +154,5 @@ class OutlierAwareLinear(_Rounded):
 def _checked(threshold: float, index: None) -> float:
     if index is not None:
         raise ValueError("index: expected None; weights are not reordered")
-    if not threshold >= 0.0:
-        raise ValueError(f"threshold: expected a number from 0, got {threshold}")
+    check_threshold(threshold)
     return threshold

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowbit import formats
 from lowbit import functional as F
+from lowbit.functional.checks import check_input, check_layer
 from lowbit.functional.general import stored_as
 from lowbit.nn import checkpoint
 from lowbit.nn.parameter import parameter
@@ -55,6 +56,7 @@ class QuantizedLinear(nn.Linear):
         compress_statistics: bool = False,
         quant_storage: torch.dtype = torch.uint8,
     ) -> None:
+        check_layer(compute_dtype, in_features=in_features, out_features=out_features)
         formats.by_name(quant_type).geometry((out_features, in_features), block_size)
         super().__init__(in_features, out_features, bias, device=device)
         self.compute_dtype = compute_dtype
@@ -127,6 +129,7 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x: [.., K]` to `[.., N]`, of the dtype of `x`."""
+        check_input("x", x)
         inner = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(inner.dtype)
         return F.linear(inner, self.weight, self.quant_state, bias).to(x.dtype)

@@ -27,13 +27,15 @@ class QuantizedParameter(nn.Parameter):
         cls, data: Tensor, requires_grad: bool = False, quant_state: QuantState | None = None
     ) -> QuantizedParameter:
         """Wrap codes."""
-        if requires_grad:
-            raise ValueError(
-                "requires_grad: expected False for a quantized weight, got True; train an adapter"
-            )
+        _never_trained(requires_grad)
         self = super().__new__(cls, data, requires_grad=False)
         self.quant_state = quant_state
         return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> QuantizedParameter:
+        """Refuse to be trained: codes seen as floating-point numbers would be, to no avail."""
+        _never_trained(requires_grad)
+        return super().requires_grad_(False)  # type: ignore[return-value]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedParameter:
         """A copy with a state of its own."""
@@ -51,6 +53,13 @@ class Params4bit(QuantizedParameter):
     >>> type(lowbit.nn.Linear4bit(64, 8).weight).__name__
     'Params4bit'
     """
+
+
+def _never_trained(requires_grad: bool) -> None:
+    if requires_grad:
+        raise ValueError(
+            "requires_grad: expected False for a quantized weight, got True; train an adapter"
+        )
 
 
 def parameter(codes: Tensor, state: QuantState) -> QuantizedParameter:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowbit import functional as F
 from lowbit import ops
+from lowbit.functional.checks import check_input, check_layer
 
 
 class _Int8Training(torch.autograd.Function):
@@ -89,6 +90,7 @@ class SwitchBackLinear(nn.Linear):
         compute_dtype: torch.dtype = torch.float16,
         device: torch.device | str | None = None,
     ) -> None:
+        check_layer(compute_dtype, in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device)
         self.compute_dtype = compute_dtype
         # Not in checkpoints: the weight is.
@@ -99,6 +101,8 @@ class SwitchBackLinear(nn.Linear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, device: Any = None) -> SwitchBackLinear:
         """The same layer with products in int8; weight and bias are shared."""
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear: expected torch.nn.Linear, got {type(linear).__name__}")
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, bias=False)
         layer.compute_dtype = linear.weight.dtype
@@ -116,6 +120,7 @@ class SwitchBackLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x: [.., K]` to `[.., N]`, of the dtype of `x`."""
+        check_input("x", x)
         inner = x.to(self.compute_dtype)
         weight = self.weight.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)

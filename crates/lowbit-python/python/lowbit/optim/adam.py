@@ -40,7 +40,10 @@ class Adam(BlockwiseOptimizer):
         **options: Any,
     ) -> None:
         if amsgrad:
-            raise ValueError("amsgrad: expected False, got True; it is not done")
+            raise ValueError(
+                "amsgrad: expected False, got True, which bitsandbytes refuses in 8 bits and "
+                "ignores in 32; use torch.optim.Adam"
+            )
         groups = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         # What bitsandbytes writes beside them.
         defaults = groups | {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
@@ -164,7 +167,10 @@ class LAMB(Adam):
         **options: Any,
     ) -> None:
         if not bias_correction or not adam_w_mode:
-            raise ValueError("bias_correction, adam_w_mode: expected True; others are not done")
+            raise ValueError(
+                "bias_correction, adam_w_mode: expected True, got "
+                f"{bias_correction} and {adam_w_mode}; bitsandbytes ignores them; leave them out"
+            )
         if self.bits == 8 and max_unorm != 1.0:
             raise ValueError("max_unorm: expected 1.0 with states of 8 bits, which do not use it")
         super().__init__(

@@ -33,6 +33,7 @@ class AdEMAMix(BlockwiseOptimizer):
     """
 
     rule = "ademamix"
+    decays = 3
 
     def __init__(
         self,
@@ -46,8 +47,6 @@ class AdEMAMix(BlockwiseOptimizer):
         weight_decay: float = 1e-2,
         **options: Any,
     ) -> None:
-        if len(betas) != 3:
-            raise ValueError(f"betas: expected three numbers, got {betas}")
         groups = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         defaults = groups | {"alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3}
         super().__init__(params, defaults, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import cache
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats, ops, rules
-from lowbit.backends import dense
+from lowbit.backends import dense, steps
 from lowbit.functional.checks import FLOATS
 from lowbit.optim.manager import GlobalOptimManager
 from lowbit.optim.paging import MIN_NUMEL, WINDOW, Pages
@@ -36,12 +37,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         params: parameters or groups of them; float32, float16 or bfloat16.
         defaults: settings of a group.
         optim_bits: bits of a state, 8 or 32; None for the class's.
-        args: an object whose attributes `optim_bits`, `min_8bit_size` and `max_unorm` count instead
-            of the arguments.
+        args: an object whose attributes `optim_bits`, `min_8bit_size`, `max_unorm` and `skip_zeros`
+            count instead of the arguments.
         min_8bit_size: parameters of fewer numbers have states of 32 bits.
         is_paged: keep states on the CPU in memory-mapped files; elsewhere they stay on the device.
         max_unorm: largest norm of an update with states of 32 bits, in norms of the parameter; a
             parameter that is all zero has no limit. 0 for none.
+        skip_zeros: leave numbers and their states alone where the gradient is zero; as with
+            bitsandbytes' CUDA kernels with states of 32 bits only, and not with AdEMAMix.
         page_dir: where files of paged states are; None for the system's temporary files.
         percentile_clipping: for older code: only 100, which means none.
         block_wise: for older code: only True.
@@ -51,6 +54,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """Its name in `lowbit.rules.ALL`."""
     bits: ClassVar[int | None] = None
     """Bits of a state, where the class says it."""
+    decays: ClassVar[int] = 2
+    """How many betas there are."""
     paged: ClassVar[bool] = False
     """Whether states are paged, whatever the arguments."""
 
@@ -64,27 +69,40 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         min_8bit_size: int = 4096,
         is_paged: bool | None = None,
         max_unorm: float = 0.0,
+        skip_zeros: bool = False,
         page_dir: str | None = None,
         percentile_clipping: int = 100,
         block_wise: bool = True,
     ) -> None:
         if percentile_clipping != 100:
             raise ValueError(
-                f"percentile_clipping: expected 100 (none), got {percentile_clipping}; clip "
-                "gradients with torch.nn.utils.clip_grad_norm_"
+                f"percentile_clipping: expected 100 (none), got {percentile_clipping}, which "
+                "bitsandbytes has given up; clip gradients with torch.nn.utils.clip_grad_norm_"
             )
-        if not block_wise or getattr(args, "skip_zeros", False):
-            raise ValueError("block_wise, skip_zeros: expected True and False; others are not done")
+        if not block_wise:
+            raise ValueError(
+                "block_wise: expected True, got False; bitsandbytes has given up states with one "
+                "absmax for a whole tensor; leave it out"
+            )
         bits = getattr(args, "optim_bits", optim_bits)
         if bits is None or (self.bits is not None and bits == 32):
             bits = self.bits or 32  # bitsandbytes' `Adam8bit` takes 32 for "the usual".
         if bits not in (8, 32) or self.bits not in (None, bits):
             raise ValueError(f"optim_bits: expected {self.bits or '8 or 32'}, got {bits}")
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            raise TypeError(
+                "params: expected parameters, or groups of them, in a list, got "
+                f"{type(params).__name__}"
+            )
+        if page_dir is not None and not os.path.isdir(page_dir):
+            raise ValueError(f"page_dir: expected a directory, got {page_dir!r}; make it first")
+        defaults = defaults | {"betas": _read_betas(defaults["betas"], self.decays)}
         _check(defaults)
         super().__init__(params, defaults)
         self.optim_bits = bits
         self.min_8bit_size = getattr(args, "min_8bit_size", min_8bit_size)
         self.max_unorm = getattr(args, "max_unorm", max_unorm)
+        self.skip_zeros = bool(getattr(args, "skip_zeros", skip_zeros))
         self.is_paged = self.paged or bool(is_paged)
         self.page_dir = page_dir
         self.manager = GlobalOptimManager.get_instance()
@@ -121,6 +139,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             "optim_bits": self.optim_bits,
             "min_8bit_size": self.min_8bit_size,
             "max_unorm": self.max_unorm,
+            "skip_zeros": self.skip_zeros,
         }
         own = self.manager.pid2config.get(id(p), {})
         return {key: v for key, v in group.items() if key != "params"} | mine | own
@@ -155,13 +174,24 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         state = self.state[whole_p]
         if not state:
             self._begin(config, p, state)
+        shape = list(state["state1"].shape)
+        if shape[len(shape) - p.dim() :] != list(p.shape):
+            raise ValueError(
+                f"step: expected a parameter of the shape that it had, as its state of {shape}, "
+                f"got {list(p.shape)}; make another optimizer for it"
+            )
         state["step"] += 1
         moments = list(self._moments(state, p))
         settings = self.settings(config, state["step"])
         if config["max_unorm"] > 0.0 and moments[0][1] is None:
             settings = settings._replace(max_update_norm=config["max_unorm"])
         flat = p.data.view(-1), g.to(p.dtype).contiguous().view(-1)
-        run = _kernels(p.device.type).optimizer_update
+        run = kernels(p.device.type).optimizer_update
+        if config["skip_zeros"]:
+            run = steps.skipping_zeros(run)
+        if settings.max_update_norm > 0.0 and "unorm_vec" in state:
+            norm = steps.update_norm(self.rule, settings, state["step"], *flat, moments)
+            state["unorm_vec"].fill_(norm)
         step, is_paged = state["step"], self._pages.owns(state["state1"])
         # A norm is one of the whole parameter.
         window = WINDOW if is_paged and settings.max_update_norm == 0.0 else p.numel()
@@ -247,6 +277,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             ValueError: if it is the state of other parameters or of another optimizer. Nothing is
                 changed then.
         """
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError(
+                "state_dict: expected what an optimizer's state_dict() returned, got "
+                f"{list(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__}"
+            )
         given = [k for saved in state_dict["param_groups"] for k in saved["params"]]
         here = [p for group in self.param_groups for p in group["params"]]
         states = {}
@@ -310,7 +345,7 @@ def _local(t: Tensor) -> Tensor:
 
 
 @cache
-def _kernels(device: str) -> Any:
+def kernels(device: str) -> Any:
     """The backend that takes steps on a device: its own, or torch alone."""
     own = import_module(f"lowbit.backends.{device}") if device in ops.NATIVE else dense
     return own if hasattr(own, "optimizer_update") else dense
@@ -349,10 +384,27 @@ def _map(name: str, device: torch.device) -> Tensor:
 _maps: dict[tuple[str, str], Tensor] = {}
 
 
+def _read_betas(betas: Any, count: int) -> Any:
+    """Betas as a string, "(0.9, 0.999)", become numbers: bitsandbytes takes them so, too."""
+    try:
+        if isinstance(betas, str):
+            betas = tuple(map(float, betas.strip("()[] ").split(",")))
+        found = [float(beta) for beta in betas]
+    except (TypeError, ValueError):
+        raise TypeError(f"betas: expected numbers, got {betas!r}") from None
+    if len(found) != count:
+        raise ValueError(f"betas: expected {count} numbers, got {betas}")
+    return betas
+
+
 def _check(settings: dict[str, Any]) -> None:
     """Refuse settings that no optimizer can use."""
     for key in ("lr", "eps", "weight_decay"):
-        if not float(settings[key]) >= 0.0:
+        try:
+            valid = float(settings[key]) >= 0.0
+        except (TypeError, ValueError):
+            raise TypeError(f"{key}: expected a number, got {settings[key]!r}") from None
+        if not valid:
             raise ValueError(f"{key}: expected a number from 0, got {settings[key]}")
     for i, beta in enumerate(settings["betas"]):
         if not 0.0 <= beta < 1.0:

@@ -42,9 +42,20 @@ class RMSprop(BlockwiseOptimizer):
         **options: Any,
     ) -> None:
         if alpha == 0.0:
-            raise NotImplementedError("alpha: expected more than 0, got 0")
-        if centered or momentum != 0.0:
-            raise NotImplementedError("centered, momentum: expected False and 0; they are not done")
+            raise ValueError(
+                "alpha: expected more than 0, got 0, which bitsandbytes refuses, too; "
+                "use torch.optim.RMSprop"
+            )
+        if centered:
+            raise ValueError(
+                "centered: expected False, got True, which bitsandbytes refuses, too; "
+                "use torch.optim.RMSprop"
+            )
+        if momentum != 0.0:
+            raise ValueError(
+                f"momentum: expected 0, got {momentum}, which bitsandbytes takes and ignores; "
+                "leave it out, or use torch.optim.RMSprop"
+            )
         defaults = {"lr": lr, "betas": (alpha, 0.0), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, **options)
 
@@ -93,7 +104,11 @@ class Adagrad(BlockwiseOptimizer):
         **options: Any,
     ) -> None:
         if lr_decay != 0.0 or initial_accumulator_value != 0.0:
-            raise ValueError("lr_decay, initial_accumulator_value: expected 0; others are not done")
+            raise ValueError(
+                f"lr_decay, initial_accumulator_value: expected 0, got {lr_decay} and "
+                f"{initial_accumulator_value}; bitsandbytes refuses others, too; "
+                "use torch.optim.Adagrad"
+            )
         defaults = {"lr": lr, "betas": (0.0, 0.0), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, **options)
 

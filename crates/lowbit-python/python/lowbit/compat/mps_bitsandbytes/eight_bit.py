@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from lowbit import functional as F
+from lowbit.compat.spelling import also_named
 from lowbit.functional import (
     matmul_int8,
     quantize_fp8_e4m3,
     quantize_rowwise,
 )
+from lowbit.functional.checks import check_activations, check_finite, check_floats, check_of
 
 __all__ = [
     "dequantize_colrow",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 
+@also_named(q="quantized")
 def dequantize_rowwise(
     quantized: Tensor, scales: Tensor, dtype: torch.dtype = torch.float16
 ) -> Tensor:
@@ -48,6 +51,7 @@ def dequantize_fp8_e4m3(
     return F.dequantize_fp8_e4m3(quantized, scales, dtype)
 
 
+@also_named(x="input", w="weight", s="weight_scales")
 def matmul_fp8_e4m3(
     input: Tensor,
     weight: Tensor,
@@ -93,6 +97,10 @@ def quantize_colrow(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (tensor([[127, 127],
             [127, 127]], dtype=torch.int8), tensor([1.0000, 0.1000]))
     """
+    check_floats("tensor", tensor)
+    if tensor.dim() != 2 or not tensor.numel():
+        raise ValueError(f"tensor: expected [N, K], got {list(tensor.shape)}")
+    check_finite("tensor", tensor)
     rows = tensor.abs().amax(1).float()
     relative = tensor.float() / torch.where(rows > 0, rows, 1.0)[:, None]
     columns = relative.abs().amax(0)
@@ -111,6 +119,8 @@ def dequantize_colrow(
     >>> dequantize_colrow(*quantize_colrow(torch.tensor([[1.0, 0.5]])))
     tensor([[1.0000, 0.5000]], dtype=torch.float16)
     """
+    check_of("quantized", quantized, torch.int8, None, None)
+    check_of("col_scales", col_scales, torch.float32, quantized.shape[1])
     rows = F.dequantize_rowwise(quantized, row_scales, torch.float32)
     return (rows * col_scales).to(dtype)
 
@@ -128,6 +138,10 @@ def matmul_colrow(
     >>> matmul_colrow(torch.ones(64), *quantize_colrow(torch.ones(2, 64)))
     tensor([64., 64.], dtype=torch.float16)
     """
+    check_floats("input", input)
+    check_of("weight_int8", weight_int8, torch.int8, None, None)
+    check_of("weight_col_scales", weight_col_scales, torch.float32, weight_int8.shape[1])
+    check_activations(input, weight_int8.shape)
     # Scales of the columns are as well scales of the activations.
     x = input.float() * weight_col_scales
     shape, k = weight_int8.shape, weight_int8.shape[1]

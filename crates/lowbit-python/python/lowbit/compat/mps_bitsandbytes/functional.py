@@ -23,13 +23,8 @@ from lowbit.compat.mps_bitsandbytes.eight_bit import (
     quantize_rowwise,
 )
 from lowbit.compat.mps_bitsandbytes.state import QuantState
-from lowbit.compat.spelling import either_spelling
-from lowbit.functional import (
-    quantize_sparse_coo,
-    sparse_coo_from_dense,
-    spmm_coo,
-    spmm_coo_int8,
-)
+from lowbit.compat.spelling import also_named, either_spelling
+from lowbit.functional.checks import check_floats, check_of, check_tensor
 from lowbit.state import own_codebook
 
 __all__ = [
@@ -69,6 +64,14 @@ __all__ = [
 ]
 
 
+_indices = also_named(row_idx="row_indices", col_idx="col_indices")
+_int8 = also_named(v_i8="values_int8", v_scale="values_scale")
+quantize_sparse_coo = _indices(F.quantize_sparse_coo)
+sparse_coo_from_dense = also_named(t="tensor")(F.sparse_coo_from_dense)
+spmm_coo = _indices(F.spmm_coo)
+spmm_coo_int8 = _indices(_int8(F.spmm_coo_int8))
+
+
 def _device() -> str:
     return "mps" if F.is_available("mps") else "cpu"
 
@@ -101,6 +104,8 @@ def create_normal_map(offset: float = 0.9677083, use_extra_value: bool = True) -
     >>> bool((create_normal_map() - NF4_CODEBOOK).abs().max() < 1e-6)
     True
     """
+    if not 0.5 < offset < 1.0:
+        raise ValueError(f"offset: expected a probability above 0.5 and below 1, got {offset}")
     quantiles = partial(torch.linspace, offset, 0.5, dtype=torch.float64)
     above = torch.special.ndtri(quantiles(9 if use_extra_value else 8)[:-1])
     below = -torch.special.ndtri(quantiles(8)[:-1])
@@ -172,6 +177,7 @@ def dequantize_4bit(
         return _into(out, F.dequantize_4bit(A, quant_state), "out")
     if absmax is None:
         raise ValueError("quant_state, absmax: expected one of them, got neither")
+    A, absmax = check_tensor("A", A), check_tensor("absmax", absmax)
     if out is not None:
         shape, dtype = out.shape, out.dtype
     else:
@@ -202,8 +208,9 @@ def matmul_4bit(
     >>> matmul_4bit(torch.ones(2, 64), *quantize_4bit(torch.ones(8, 64))).shape
     torch.Size([2, 8])
     """
+    check_floats("A", A)
     if isinstance(quant_state, Tensor):
-        quant_state = _state_of(A, B, quant_state, quant_type)
+        quant_state = _state_of(A, check_tensor("B", B), quant_state, quant_type)
     x = A if compute_dtype is None else A.to(compute_dtype)
     bias = None if bias is None else bias.to(x.dtype)
     return F.linear_4bit(x, B, quant_state, bias).to(A.dtype)
@@ -212,6 +219,7 @@ def matmul_4bit(
 def _functions_of(quant_type: str) -> tuple[Any, Any, Any]:
     """The three functions above for one format."""
 
+    @also_named(tensor="A")
     @either_spelling
     def quantize(
         A: Tensor,
@@ -238,6 +246,7 @@ def _functions_of(quant_type: str) -> tuple[Any, Any, Any]:
         restored = dequantize_4bit(A, quant_state, absmax, out, block_size, quant_type)
         return restored if dtype is None else restored.to(dtype)
 
+    @also_named(weight_absmax_or_state="weight_state")
     def matmul(
         input: Tensor,
         weight_packed: Tensor,
@@ -327,7 +336,8 @@ def double_quant(A: Tensor | QuantState, *args: Any, **kwargs: Any) -> tuple[Any
             f"double_quant_block: expected {F.NESTED_BLOCK_SIZE}, which bitsandbytes has, got "
             f"{kwargs or size}"
         )
-    codes, nested, offset = F.double_quant(A if isinstance(A, Tensor) else A.absmax)
+    absmax: Any = A if isinstance(A, Tensor) else getattr(A, "absmax", None)
+    codes, nested, offset = F.double_quant(absmax)
     return codes, torch.cat([nested.absmax, offset.view(1)])
 
 
@@ -338,6 +348,9 @@ def dequant_absmax(absmax_quant: Tensor, absmax_scales: Tensor, block_size: int 
     >>> bool((dequant_absmax(*double_quant(torch.ones(300))) - 1).abs().max() < 1e-6)
     True
     """
+    check_of("absmax_scales", absmax_scales, torch.float32, None)
+    if not absmax_scales.numel():
+        raise ValueError("absmax_scales: expected the nested absmax and the offset, got nothing")
     book = own_codebook(formats.NESTED, absmax_scales.device)
     nested = F.NestedState(absmax_scales[:-1].contiguous(), book, block_size)
     return F.dequant_absmax(absmax_quant, nested, absmax_scales[-1])
