@@ -5,6 +5,7 @@ use super::Cpu;
 use super::buffer::Buffer;
 use super::check_len;
 use super::dispatch::Isa;
+use super::int8_matrix;
 use super::linear::Pool;
 use super::simd::{Simd, Task};
 use crate::{Element, Error, Result};
@@ -120,12 +121,17 @@ pub(super) fn multiply_transposed(
     pool: &Pool,
 ) {
     let (m, n) = (a.len() / k, b.len() / k);
+    if isa.run(int8_matrix::Fits { m }) {
+        return int8_matrix::multiply_transposed(isa, a, b, k, out, pool);
+    }
+    let sum = |a: &[i8]| a.iter().map(|a| i32::from(*a)).sum();
+    let sums: Vec<i32> = a.chunks_exact(k).map(sum).collect();
     // Two bytes each at most, as the machine takes them.
     let mut ints = Buffer::new(a.len().div_ceil(4), 0u64);
     isa.run(Prepare { a, ints: &mut ints });
     pool.each(out, ROWS * m, m * n * k, |i, out| {
         let b = &b[i * ROWS * k..][..out.len() / m * k];
-        isa.run(Rows { ints: &ints, b, k, m, out });
+        isa.run(Rows { ints: &ints, sums: &sums, b, k, m, out });
     });
 }
 
@@ -148,6 +154,8 @@ impl Task for Prepare<'_> {
 /// The products of some rows of `b` with all of `a: [M, k]`: `out: [rows, M]`.
 struct Rows<'a> {
     ints: &'a [u64],
+    /// Of each row of `a`.
+    sums: &'a [i32],
     b: &'a [i8],
     k: usize,
     m: usize,
@@ -168,13 +176,11 @@ impl Task for Rows<'_> {
             }
         }
         if S::OFFSET != 0 {
-            // An activation that is 1 with the offset, to sum the weights. Sums are right modulo
-            // 2^32 throughout, and in the end they fit.
-            let ones = vec![S::int((1 - S::OFFSET) as i8); self.k];
-            for (b, out) in self.b.chunks_exact(self.k).zip(self.out.chunks_exact_mut(self.m)) {
-                let [[sum]] = s.dot_ints([b], [&ones]);
-                let too_much = sum.wrapping_mul(S::OFFSET);
-                out.iter_mut().for_each(|out| *out = out.wrapping_sub(too_much));
+            // Sums are right modulo 2^32 throughout, and in the end they fit.
+            for out in self.out.chunks_exact_mut(self.m) {
+                for (out, sum) in out.iter_mut().zip(self.sums) {
+                    *out = out.wrapping_sub(sum.wrapping_mul(S::OFFSET));
+                }
             }
         }
     }
@@ -248,10 +254,17 @@ mod tests {
 
     #[test]
     fn products_are_exact() {
-        for isa in Isa::available() {
-            for (m, n, k) in
-                [(1, 5, 64), (4, 33, 100), (7, 17, 31), (67, 3, 257), (2, 1, 1), (1, 2, MAX_K)]
-            {
+        for isa in Isa::available().into_iter().chain([Isa::modelled()]) {
+            for (m, n, k) in [
+                (1, 5, 64),
+                (40, 70, 1100),
+                (25, 130, 63),
+                (4, 33, 100),
+                (7, 17, 31),
+                (67, 3, 257),
+                (2, 1, 1),
+                (1, 2, MAX_K),
+            ] {
                 let (a, b) = (integers(m * k, 3), integers(n * k, 8));
                 let mut out = vec![1; m * n];
                 Cpu::with(isa).int8_matmul(&a, &b, k, &mut out).unwrap();

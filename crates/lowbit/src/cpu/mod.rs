@@ -16,6 +16,7 @@ mod gemv;
 mod groups;
 mod int8;
 mod int8_linear;
+mod int8_matrix;
 mod integer_tables;
 mod linear;
 #[cfg(target_arch = "x86_64")]

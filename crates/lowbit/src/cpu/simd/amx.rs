@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::matrix::{BLOCK, FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
+use super::matrix::{BLOCK, FACTOR, INT_FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
 
-/// Proof that the machine has AMX-BF16 and AVX-512 BW, and that the system lets this process use them.
+/// Proof that the machine has AMX-BF16, AMX-INT8 and AVX-512 BW, and that the system lets this process use them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Amx(());
 
@@ -26,8 +26,10 @@ impl Amx {
 fn has_features() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
+    const AMX_INT8: u32 = 1 << 25;
+    const ALL: u32 = AMX_BF16 | AMX_TILE | AMX_INT8;
     let edx = __cpuid_count(7, 0).edx;
-    edx & AMX_BF16 != 0 && edx & AMX_TILE != 0 && is_x86_feature_detected!("avx512bw")
+    edx & ALL == ALL && is_x86_feature_detected!("avx512bw")
 }
 
 /// Asks the system for the registers' state, 8 KB a thread, which it keeps only for those who do.
@@ -73,6 +75,62 @@ const SHAPES: Shapes = {
     }
     Shapes(bytes)
 };
+
+/// The product of a block in tiles, with that instruction for a product of two.
+macro_rules! multiply_blocks {
+    ($op:literal, $pairs:ident, $count:ident, $steps:ident, $a:expr, $b:expr, $c:ident, $stride:ident) => {
+        std::arch::asm!(
+            "ldtilecfg [{n}]",
+            "lea {pa}, [{c} + {stride} * 8]",
+            "lea {pa}, [{pa} + {stride} * 8]",
+            "tileloadd tmm0, [{c} + {stride} * 1]",
+            "tileloadd tmm1, [{c} + {stride} * 1 + 64]",
+            "tileloadd tmm2, [{pa} + {stride} * 1]",
+            "tileloadd tmm3, [{pa} + {stride} * 1 + 64]",
+            "2:",
+            "mov {pa}, [{pairs}]",
+            "mov {pb}, [{pairs} + 8]",
+            "mov {n}, {steps}",
+            "3:",
+            "tileloadd tmm4, [{pa} + {line} * 1]",
+            "tileloadd tmm6, [{pb} + {line} * 1]",
+            "tileloadd tmm7, [{pb} + {line} * 1 + 1024]",
+            "tileloadd tmm5, [{pa} + {line} * 1 + 1024]",
+            concat!($op, " tmm0, tmm4, tmm6"),
+            concat!($op, " tmm1, tmm4, tmm7"),
+            concat!($op, " tmm2, tmm5, tmm6"),
+            concat!($op, " tmm3, tmm5, tmm7"),
+            "add {pa}, {step_a}",
+            "add {pb}, {step_b}",
+            "dec {n}",
+            "jnz 3b",
+            "add {pairs}, 16",
+            "dec {count}",
+            "jnz 2b",
+            "lea {pa}, [{c} + {stride} * 8]",
+            "lea {pa}, [{pa} + {stride} * 8]",
+            "tilestored [{c} + {stride} * 1], tmm0",
+            "tilestored [{c} + {stride} * 1 + 64], tmm1",
+            "tilestored [{pa} + {stride} * 1], tmm2",
+            "tilestored [{pa} + {stride} * 1 + 64], tmm3",
+            "tilerelease",
+            n = inout(reg) &SHAPES => _,
+            c = in(reg) $c.as_mut_ptr(),
+            stride = in(reg) size_of_val(&$c[0]) * $stride,
+            pairs = inout(reg) $pairs.as_ptr() => _,
+            count = inout(reg) $count => _,
+            steps = in(reg) $steps,
+            step_a = in(reg) 2 * $a * 2 * FACTOR,
+            step_b = in(reg) 2 * $b * 2 * FACTOR,
+            line = in(reg) 2 * TERMS,
+            pa = out(reg) _,
+            pb = out(reg) _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    };
+}
 
 // SAFETY of this whole block: a value of `Amx` proves the features that the functions need.
 impl Matrix for Amx {
@@ -132,56 +190,22 @@ impl Matrix for Amx {
         // slices hold; of `c` 32 rows of 32 numbers, `stride` apart, are read and written.
         // All tiles are released at the end, and no other register is changed than those named.
         unsafe {
-            std::arch::asm!(
-                "ldtilecfg [{n}]",
-                "lea {pa}, [{c} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tileloadd tmm0, [{c} + {stride} * 1]",
-                "tileloadd tmm1, [{c} + {stride} * 1 + 64]",
-                "tileloadd tmm2, [{pa} + {stride} * 1]",
-                "tileloadd tmm3, [{pa} + {stride} * 1 + 64]",
-                "2:",
-                "mov {pa}, [{pairs}]",
-                "mov {pb}, [{pairs} + 8]",
-                "mov {n}, {steps}",
-                "3:",
-                "tileloadd tmm4, [{pa} + {line} * 1]",
-                "tileloadd tmm6, [{pb} + {line} * 1]",
-                "tileloadd tmm7, [{pb} + {line} * 1 + 1024]",
-                "tileloadd tmm5, [{pa} + {line} * 1 + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {pa}, {step_a}",
-                "add {pb}, {step_b}",
-                "dec {n}",
-                "jnz 3b",
-                "add {pairs}, 16",
-                "dec {count}",
-                "jnz 2b",
-                "lea {pa}, [{c} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tilestored [{c} + {stride} * 1], tmm0",
-                "tilestored [{c} + {stride} * 1 + 64], tmm1",
-                "tilestored [{pa} + {stride} * 1], tmm2",
-                "tilestored [{pa} + {stride} * 1 + 64], tmm3",
-                "tilerelease",
-                n = inout(reg) &SHAPES => _,
-                c = in(reg) c.as_mut_ptr(),
-                stride = in(reg) size_of::<f32>() * stride,
-                pairs = inout(reg) pairs.as_ptr() => _,
-                count = inout(reg) count => _,
-                steps = in(reg) steps,
-                step_a = in(reg) 2 * parts.a * 2 * FACTOR,
-                step_b = in(reg) 2 * parts.b * 2 * FACTOR,
-                line = in(reg) 2 * TERMS,
-                pa = out(reg) _,
-                pb = out(reg) _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
+            multiply_blocks!("tdpbf16ps", pairs, count, steps, parts.a, parts.b, c, stride);
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize) {
+        let a = &a[..steps * 2 * INT_FACTOR];
+        let b = &b[..steps * 2 * INT_FACTOR];
+        let c = &mut c[..(BLOCK - 1) * stride + BLOCK];
+        if steps == 0 {
+            return;
+        }
+        let (pairs, count) = ([[a.as_ptr(), b.as_ptr()]], 1usize);
+        // SAFETY: as in `multiply`; factors of integers are as many bytes.
+        unsafe {
+            multiply_blocks!("tdpbssd", pairs, count, steps, 1, 1, c, stride);
         }
     }
 

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::amx::Amx;
+use super::bytes::Bytes;
 use super::{Cells, STEP16, Simd, Task, max_magnitude_bits_scalar};
 
 /// Proof that the machine has these features.
@@ -336,19 +337,19 @@ impl Simd for Avx512 {
         }
     }
 
-    /// Unsigned, as `vpdpbusd` takes it.
-    type Int = u8;
+    /// Signed; `vpdpbusd` takes the other factor, weights, without a sign.
+    type Int = i8;
     const OFFSET: i32 = 128;
     const SIXTEEN_SUMS: bool = true;
     #[inline(always)]
-    fn int(x: i8) -> u8 {
-        x as u8 ^ 0x80
+    fn int(x: i8) -> i8 {
+        x
     }
     #[inline(always)]
     fn dot_ints<const C: usize, const R: usize>(
         self,
         w: [&[i8]; C],
-        x: [&[u8]; R],
+        x: [&[i8]; R],
     ) -> [[i32; R]; C] {
         let len = x[0].len();
         let (w, x) = (w.map(|w| &w[..len]), x.map(|x| &x[..len]));
@@ -357,15 +358,18 @@ impl Simd for Avx512 {
         // SAFETY: see the top of this block; masked loads read only what their mask names.
         unsafe {
             let mut acc = [[_mm512_setzero_si512(); R]; C];
+            let offset = _mm512_set1_epi8(i8::MIN);
             for at in (0..whole).step_by(64) {
                 let mut ints = [_mm512_setzero_si512(); R];
                 for (ints, x) in ints.iter_mut().zip(x) {
                     *ints = _mm512_loadu_si512(x[at..at + 64].as_ptr().cast());
                 }
                 for (acc, w) in acc.iter_mut().zip(w) {
-                    let w = _mm512_loadu_si512(w[at..at + 64].as_ptr().cast());
+                    let w = &w[at..at + 64];
+                    self.prefetch(bytemuck::cast_slice(w), C * len);
+                    let w = _mm512_xor_si512(_mm512_loadu_si512(w.as_ptr().cast()), offset);
                     for (acc, ints) in acc.iter_mut().zip(ints) {
-                        *acc = _mm512_dpbusd_epi32(*acc, ints, w);
+                        *acc = _mm512_dpbusd_epi32(*acc, w, ints);
                     }
                 }
             }
@@ -373,9 +377,10 @@ impl Simd for Avx512 {
                 let rest = !0 >> (64 - (len - whole));
                 for (acc, w) in acc.iter_mut().zip(w) {
                     let w = _mm512_maskz_loadu_epi8(rest, w[whole..].as_ptr());
+                    let w = _mm512_xor_si512(w, offset);
                     for (acc, x) in acc.iter_mut().zip(x) {
                         let ints = _mm512_maskz_loadu_epi8(rest, x[whole..].as_ptr().cast());
-                        *acc = _mm512_dpbusd_epi32(*acc, ints, w);
+                        *acc = _mm512_dpbusd_epi32(*acc, w, ints);
                     }
                 }
             }

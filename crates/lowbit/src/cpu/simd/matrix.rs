@@ -17,6 +17,10 @@ pub(crate) const TERMS: usize = 32;
 pub(crate) const FACTOR: usize = SIDE * TERMS;
 /// Rows and columns of a block of results: two matrices each way, so that each factor is used twice.
 pub(crate) const BLOCK: usize = 2 * SIDE;
+/// Terms of a sum of products of 8-bit integers that are added at once.
+pub(crate) const INT_TERMS: usize = 2 * TERMS;
+/// Integers of a factor: as many bytes as those of numbers.
+pub(crate) const INT_FACTOR: usize = 2 * FACTOR;
 /// The most parts of a number.
 pub(crate) const MOST_PARTS: usize = 3;
 
@@ -58,7 +62,8 @@ pub(crate) trait Matrix: Copy {
         part_stride: usize,
     );
 
-    /// Turns factors `[SIDE, TERMS]` into `[TERMS / 2, SIDE, 2]`, each in its place.
+    /// Turns factors `[SIDE, TERMS]` into `[TERMS / 2, SIDE, 2]`, each in its place; so those of integers,
+    /// where fours of terms stay together.
     fn transpose(self, factors: &mut [bf16]);
 
     /// Adds the product of a block to `c: [BLOCK, BLOCK]`, whose rows lie `stride` apart: the terms of
@@ -73,7 +78,10 @@ pub(crate) trait Matrix: Copy {
         stride: usize,
     );
 
-    /// The same for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE` columns of `b`:
+    /// The same for integers: `a, b: [steps, 2, INT_FACTOR]`. Exact, modulo 2^32.
+    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize);
+
+    /// [`multiply`](Self::multiply) for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE` columns of `b`:
     /// `c: [2 * BLOCK, SIDE]`.
     #[expect(clippy::too_many_arguments)]
     fn multiply_narrow(
@@ -154,6 +162,21 @@ impl Matrix for Model {
         self.multiply_columns(a, b, parts, steps, c, stride, BLOCK);
     }
 
+    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize) {
+        let steps = a.chunks(2 * INT_FACTOR).zip(b.chunks(2 * INT_FACTOR)).take(steps);
+        for (a, b) in steps {
+            for (row, a) in a.chunks_exact(INT_TERMS).enumerate() {
+                for (col, c) in c[row * stride..][..BLOCK].iter_mut().enumerate() {
+                    let b = &b[col / SIDE * INT_FACTOR + 4 * (col % SIDE)..];
+                    for (term, a) in a.iter().enumerate() {
+                        let b = b[term / 4 * INT_TERMS + term % 4];
+                        *c = c.wrapping_add(i32::from(*a) * i32::from(b));
+                    }
+                }
+            }
+        }
+    }
+
     fn multiply_narrow(
         self,
         a: &[bf16],
@@ -214,6 +237,10 @@ impl Matrix for Infallible {
     }
 
     fn multiply(self, _: &[bf16], _: &[bf16], _: Parts, _: usize, _: &mut [f32], _: usize) {
+        match self {}
+    }
+
+    fn multiply_ints(self, _: &[i8], _: &[i8], _: usize, _: &mut [i32], _: usize) {
         match self {}
     }
 

@@ -158,14 +158,14 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
 
     /// An 8-bit activation as the product of integers takes it.
     type Int: bytemuck::Pod + Send + Sync;
-    /// What is added to every activation.
+    /// What is added to every weight.
     const OFFSET: i32;
     /// Whether the sums of four rows of weights and four of activations fit into the registers.
     const SIXTEEN_SUMS: bool;
     /// Prepares an activation.
     fn int(x: i8) -> Self::Int;
-    /// `sum(w (x + OFFSET))` for `C` rows `w` and `R` rows `x`, all of one length. Exact; the sums
-    /// fit.
+    /// `sum((w + OFFSET) x)` for `C` rows `w` and `R` rows `x`, all of one length, modulo
+    /// 2^32. The rows of `w` follow one another in memory; those after them are asked for.
     fn dot_ints<const C: usize, const R: usize>(
         self,
         w: [&[i8]; C],
