@@ -20,7 +20,7 @@ const STEPS: usize = 16;
 const LEN: usize = STEPS * TERMS;
 /// Magnitudes between which all parts of a number are as exact as they can be: the machine takes what
 /// is smaller than 2^-126 for zero, and rounds what is near the largest f32 to infinity.
-const EXACT: std::ops::Range<f32> = 1e-20..1e38;
+pub(crate) const EXACT: std::ops::Range<f32> = 1e-20..1e38;
 
 /// Whether there is such a machine.
 pub(crate) struct HasMatrices;

@@ -6,12 +6,14 @@ use super::byte_tables::{self, LookUp256, LooksUp};
 use super::convert::narrow;
 use super::dispatch::Isa;
 use super::gemm::Gemm;
+use super::gemm_few::{self, GemmFew};
 use super::gemm_matrix::{self, GemmMatrix};
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
 use super::lookup::{self, Sums};
 use super::planes::{self, LookUp};
+use super::simd::matrix::FEW_ROWS;
 use super::simd::{Simd, Task};
 use super::tile;
 use super::to_f32;
@@ -91,6 +93,12 @@ fn multiply<T: Element>(
     let split = precision == DType::F32;
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
     let mut yt = vec![0.0; n * m];
+    if isa.run(UsesMatricesForFew { m, split })
+        && let Some(p) = gemm_few::prepare(isa, view, x, m, precision)
+    {
+        pool.rows(&mut yt, m, FEW_ROWS, |first, y| isa.run(GemmFew { p: &p, first, y }));
+        return finish(isa, &yt, bias, y, n, pool);
+    }
     if isa.run(UsesMatrices { m, split })
         && let Some(p) = gemm_matrix::prepare(isa, view, x, m, false, precision, pool)
     {
@@ -220,6 +228,23 @@ impl Task for UsesMatrices {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
         s.matrix().is_some() && self.m >= if self.split { 100 } else { 13 }
+    }
+}
+
+/// Whether products are those of matrices and unscaled values, where a machine multiplies them and codes have
+/// four bits.
+struct UsesMatricesForFew {
+    m: usize,
+    /// f32 activations, and values, in three parts.
+    split: bool,
+}
+
+impl Task for UsesMatricesForFew {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let from = if self.split { 12 } else { 6 };
+        s.matrix().is_some() && (from..=gemm_few::MOST).contains(&self.m)
     }
 }
 

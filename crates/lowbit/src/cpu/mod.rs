@@ -10,6 +10,7 @@ mod dispatch;
 pub(crate) mod embedding;
 mod gemm;
 mod gemm16;
+mod gemm_few;
 mod gemm_matrix;
 mod gemm_wide;
 mod gemv;

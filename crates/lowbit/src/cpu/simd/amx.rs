@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::matrix::{BLOCK, FACTOR, INT_FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
+use super::matrix::{BLOCK, FACTOR, FEW_ROWS, INT_FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
 
 /// Proof that the machine has AMX-BF16, AMX-INT8 and AVX-512 BW, and that the system lets this process use them.
 #[derive(Debug, Clone, Copy)]
@@ -191,6 +191,73 @@ impl Matrix for Amx {
         // All tiles are released at the end, and no other register is changed than those named.
         unsafe {
             multiply_blocks!("tdpbf16ps", pairs, count, steps, parts.a, parts.b, c, stride);
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]) {
+        let a = &a[..parts.a * FEW_ROWS * 2 * TERMS];
+        let b = &b[..parts.b * 2 * FACTOR];
+        let c = &mut c[..FEW_ROWS * SIDE];
+        let mut pairs = [[a.as_ptr(), b.as_ptr()]; MOST_PARTS * MOST_PARTS];
+        let mut count = 0;
+        for (i, j) in parts.products() {
+            pairs[count] = [a[i * FEW_ROWS * 2 * TERMS..].as_ptr(), b[j * 2 * FACTOR..].as_ptr()];
+            count += 1;
+        }
+        if count == 0 {
+            return c.fill(0.0);
+        }
+        // SAFETY: a value of `Amx` proves the features and the system's permission. From the first pointer of
+        // each pair 64 rows of 128 bytes are read, from the second two factors, which the slices hold; 64
+        // rows of 64 bytes are written to `c`. All tiles are released at the end, and no other register is
+        // changed than those named.
+        unsafe {
+            std::arch::asm!(
+                "ldtilecfg [{pa}]",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "mov {pa}, [{pairs}]",
+                "mov {pb}, [{pairs} + 8]",
+                "tileloadd tmm4, [{pb} + {line} * 1]",
+                "tileloadd tmm5, [{pb} + {line} * 1 + 1024]",
+                "tileloadd tmm6, [{pa} + {line} * 2]",
+                "tileloadd tmm7, [{pa} + {line} * 2 + 2048]",
+                "tdpbf16ps tmm0, tmm6, tmm4",
+                "tileloadd tmm6, [{pa} + {line} * 2 + 4096]",
+                "tdpbf16ps tmm1, tmm7, tmm4",
+                "tileloadd tmm7, [{pa} + {line} * 2 + 6144]",
+                "tdpbf16ps tmm2, tmm6, tmm4",
+                "tileloadd tmm6, [{pa} + {line} * 2 + 64]",
+                "tdpbf16ps tmm3, tmm7, tmm4",
+                "tileloadd tmm7, [{pa} + {line} * 2 + 2112]",
+                "tdpbf16ps tmm0, tmm6, tmm5",
+                "tileloadd tmm6, [{pa} + {line} * 2 + 4160]",
+                "tdpbf16ps tmm1, tmm7, tmm5",
+                "tileloadd tmm7, [{pa} + {line} * 2 + 6208]",
+                "tdpbf16ps tmm2, tmm6, tmm5",
+                "tdpbf16ps tmm3, tmm7, tmm5",
+                "add {pairs}, 16",
+                "dec {count}",
+                "jnz 2b",
+                "tilestored [{c} + {line} * 1], tmm0",
+                "tilestored [{c} + {line} * 1 + 1024], tmm1",
+                "tilestored [{c} + {line} * 1 + 2048], tmm2",
+                "tilestored [{c} + {line} * 1 + 3072], tmm3",
+                "tilerelease",
+                pa = inout(reg) &SHAPES => _,
+                pb = out(reg) _,
+                c = in(reg) c.as_mut_ptr(),
+                pairs = inout(reg) pairs.as_ptr() => _,
+                count = inout(reg) count => _,
+                line = in(reg) 2 * TERMS,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
         }
     }
 
@@ -430,6 +497,14 @@ mod tests {
             amx.multiply(&a, &b, parts, STEPS, &mut got, stride);
             Model.multiply(&a, &b, parts, STEPS, &mut expected, stride);
             assert!(got.iter().zip(&expected).all(close), "multiply {parts:?}");
+            let few = numbers(FEW_ROWS * 2 * TERMS);
+            let mut few_parts = vec![bf16::ZERO; parts.a * few.len()];
+            Model.split(&few, parts.a, &mut few_parts, TERMS, few.len());
+            let b_of_two = &b[..parts.b * 2 * FACTOR];
+            let (mut of_few, mut of_model) = ([0.0; FEW_ROWS * SIDE], [1.0; FEW_ROWS * SIDE]);
+            amx.multiply_few(&few_parts, b_of_two, parts, &mut of_few);
+            Model.multiply_few(&few_parts, b_of_two, parts, &mut of_model);
+            assert!(of_few.iter().zip(&of_model).all(close), "multiply_few {parts:?}");
             let two = [&a[..], &a[..]].concat();
             amx.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut got, stride);
             Model.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut expected, stride);

@@ -21,6 +21,8 @@ pub(crate) const BLOCK: usize = 2 * SIDE;
 pub(crate) const INT_TERMS: usize = 2 * TERMS;
 /// Integers of a factor: as many bytes as those of numbers.
 pub(crate) const INT_FACTOR: usize = 2 * FACTOR;
+/// Rows of [`Matrix::multiply_few`].
+pub(crate) const FEW_ROWS: usize = 4 * SIDE;
 /// The most parts of a number.
 pub(crate) const MOST_PARTS: usize = 3;
 
@@ -78,7 +80,11 @@ pub(crate) trait Matrix: Copy {
         stride: usize,
     );
 
-    /// The same for integers: `a, b: [steps, 2, INT_FACTOR]`. Exact, modulo 2^32.
+    /// `c = a b`, `c: [FEW_ROWS, SIDE]`, of two steps: in `a: [parts, FEW_ROWS, 2 * TERMS]` rows lie as a
+    /// whole, `b` is `[parts, 2, FACTOR]`.
+    fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]);
+
+    /// [`multiply`](Self::multiply) for integers: `a, b: [steps, 2, INT_FACTOR]`. Exact, modulo 2^32.
     fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize);
 
     /// [`multiply`](Self::multiply) for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE` columns of `b`:
@@ -162,6 +168,20 @@ impl Matrix for Model {
         self.multiply_columns(a, b, parts, steps, c, stride, BLOCK);
     }
 
+    fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]) {
+        c.fill(0.0);
+        for (i, j) in parts.products() {
+            let (a, b) = (&a[i * FEW_ROWS * 2 * TERMS..], &b[j * 2 * FACTOR..]);
+            for (a, c) in a.chunks_exact(2 * TERMS).zip(c.chunks_exact_mut(SIDE)) {
+                for (col, c) in c.iter_mut().enumerate() {
+                    for (term, a) in a.iter().enumerate() {
+                        *c += a.to_f32() * b[term / 2 * TERMS + 2 * col + term % 2].to_f32();
+                    }
+                }
+            }
+        }
+    }
+
     fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize) {
         let steps = a.chunks(2 * INT_FACTOR).zip(b.chunks(2 * INT_FACTOR)).take(steps);
         for (a, b) in steps {
@@ -237,6 +257,10 @@ impl Matrix for Infallible {
     }
 
     fn multiply(self, _: &[bf16], _: &[bf16], _: Parts, _: usize, _: &mut [f32], _: usize) {
+        match self {}
+    }
+
+    fn multiply_few(self, _: &[bf16], _: &[bf16], _: Parts, _: &mut [f32]) {
         match self {}
     }
 
