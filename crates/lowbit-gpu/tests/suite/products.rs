@@ -65,8 +65,13 @@ impl Sample {
 }
 
 /// Sizes that divide no tile.
-const SIZES: [([usize; 3], &[&str]); 3] = [
+const SIZES: [([usize; 3], &[&str]); 5] = [
     ([1, 70, 256], &["gemv 2x1", "by pairs, 4 tables"]),
+    (
+        [1, 70, 2112],
+        &["2x1 by halves and exponents, 16 tables", "4x1 by halves and one exponent, 8"],
+    ),
+    ([3, 70, 320], &["4x4 by halves and exponents, 8 tables"]),
     ([13, 70, 256], &["gemv 2x16", "gemm"]),
     ([70, 70, 128], &["gemm"]),
 ];
