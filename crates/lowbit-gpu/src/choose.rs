@@ -21,7 +21,7 @@ pub(crate) enum Product {
     /// The same for codes of four bits, with a table of pairs that lies `replicas` times in the memory
     /// of each group of `group` threads.
     GemvPairs { rows: u32, batch: u32, group: u32, replicas: u32 },
-    /// The same in half floats, for activations in 16 bits.
+    /// The same in half floats.
     GemvHalves { rows: u32, batch: u32, group: u32, halves: Halves },
     /// Tiles of 64 x 64 results.
     Gemm,
@@ -79,6 +79,12 @@ impl Product {
         }
     }
 
+    /// Whether it is accurate enough for activations of that type: half floats cost more than a rounding
+    /// of half floats, but a fraction of one of bf16.
+    pub fn is_for(self, dtype: DType) -> bool {
+        dtype == DType::BF16 || !matches!(self, Product::GemvHalves { .. })
+    }
+
     /// Whether it can multiply weights of that kind, whose rows have that length.
     pub fn suits(self, k: usize, kind: &Kind, limits: &Limits) -> bool {
         match self {
@@ -120,7 +126,7 @@ const PAIRS: u32 = 256 * 8;
 pub(crate) fn product<Q: Queue>(dims: [usize; 3], kind: &Kind, dtype: DType, queue: &Q) -> Product {
     let limits = queue.limits();
     let measured = queue.choices().and_then(|choices| choices.product(dims, kind, dtype));
-    let measured = measured.filter(|product| product.suits(dims[2], kind, limits));
+    let measured = measured.filter(|p| p.suits(dims[2], kind, limits) && p.is_for(dtype));
     measured.unwrap_or_else(|| usual(dims, kind, dtype, limits))
 }
 
@@ -140,9 +146,8 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
         let spans = Product::GemvSpans { rows, batch };
         return if spans.suits(k, kind, limits) { spans } else { Product::Gemm };
     }
-    if dtype != DType::F32
-        && let Some(product) = halves([batch as usize, n, k], kind, limits)
-    {
+    let halves = halves([batch as usize, n, k], kind, limits);
+    if let Some(product) = halves.filter(|product| product.is_for(dtype)) {
         return product;
     }
     let room = limits.workgroup_memory;
@@ -179,12 +184,8 @@ fn halves([batch, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Pro
         _ => return None,
     };
     let group = (subgroups * widest).min(limits.threads);
-    let vectors = (k as u32 / 32).div_ceil(widest).max(1);
-    let ahead = match (rows, subgroups) {
-        (4, _) => 1,
-        (_, 32) => vectors.min(2),
-        _ => 1 << vectors.min(8).ilog2(),
-    };
+    // Large groups have enough on their way with one vector a lane.
+    let ahead = if subgroups > 8 || rows > 2 || k <= 1024 { 1 } else { 2 };
     // Thirty-two tables leave no two lanes on one bank; where memory is short, groups share it.
     let most = if limits.workgroup_memory < 48 << 10 { 8 } else { most };
     [32, 16, 8]
@@ -334,7 +335,7 @@ const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];
 /// Those in half floats: enough to fill each thread's registers, and not more.
 fn halves_candidates(batch: u32, limits: &Limits) -> Vec<Product> {
     let mut all = Vec::new();
-    for (rows, group, ahead) in [(2, 256, 4), (2, 512, 2), (2, 1024, 2), (4, 512, 1), (4, 1024, 1)]
+    for (rows, group, ahead) in [(2, 256, 2), (2, 512, 1), (2, 1024, 1), (4, 512, 1), (4, 1024, 1)]
     {
         for replicas in [8, 16, 32] {
             let halves = Halves { replicas, ahead, one_exponent: false };

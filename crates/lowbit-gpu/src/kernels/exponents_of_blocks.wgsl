@@ -6,7 +6,7 @@ fn exponent_of_all(most: u32, lane: u32, subgroup: u32, subgroups: u32) -> u32 {
     return 0u;
 }
 
-// Of the eight threads whose octets follow each other.
+// Of the eight threads whose octets follow each other, as the lanes of a subgroup do.
 fn exponent_of(most: u32, shared_exponent: u32) -> u32 {
     let two = max(most, subgroupShuffleXor(most, 1u));
     let four = max(two, subgroupShuffleXor(two, 2u));

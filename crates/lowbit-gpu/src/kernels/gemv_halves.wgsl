@@ -1,4 +1,4 @@
-// y = x wᵀ for a few rows of x in 16 bits and codes of four bits, multiplied as half floats, two at a
+// y = x wᵀ for a few rows of x in bf16 and codes of four bits, multiplied as half floats, two at a
 // time. A byte of codes is looked up at once, in a table of pairs that lies in workgroup memory REPLICAS
 // times, so that lanes read other banks; x lies there as well, scaled to where half floats are exact.
 // Each subgroup takes ROWS rows of w, a lane vectors of 32 weights, AHEAD of which are on their way. Of
@@ -58,22 +58,22 @@ fn vector_scale(row: u32, v: u32) -> f32 {
 fn gemv_halves(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(subgroup_size) width: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(num_subgroups) subgroups: u32,
 ) {
     // All that is read is on its way before the first of it is waited for.
-    let own = subgroup * width + lane;
-    let replica = own % REPLICAS;
+    let replica = thread % REPLICAS;
     let step = groups.x * subgroups * ROWS;
     var first = (group.x * subgroups + subgroup) * ROWS;
     //@ for j in OWN
-    let at_$j = min(own + $ju * GROUP, BATCH * OCTETS - 1u);
+    let at_$j = min(thread + $ju * GROUP, BATCH * OCTETS - 1u);
     let own_$j = x[x_row(at_$j / OCTETS, group.y) * OCTETS + at_$j % OCTETS];
     //@ end
     //@ for j in FILLS
-    let byte_$j = min((own + $ju * GROUP) / (REPLICAS / 4u), 255u);
+    let byte_$j = min((thread + $ju * GROUP) / (REPLICAS / 4u), 255u);
     let upper_$j = book[byte_$j >> 4u];
     let lower_$j = book[byte_$j & 15u];
     //@ end
@@ -89,11 +89,11 @@ fn gemv_halves(
     let top = clamp(subgroupMax(largest_of(values)) >> 23u, 1u, 253u);
     let down = bitcast<f32>((254u - top) << 23u);
     //@ for j in FILLS
-    if (own + $ju * GROUP < PAIRS / 4u) {
+    if (thread + $ju * GROUP < PAIRS / 4u) {
         let high = upper_$j * down;
         let low = lower_$j * down;
         let pair = vec2<f16>(select(vec2<f32>(low, high), vec2<f32>(high, low), HIGH_FIRST));
-        let at = 4u * (own + $ju * GROUP);
+        let at = 4u * (thread + $ju * GROUP);
         pairs[at] = pair;
         pairs[at + 1u] = pair;
         pairs[at + 2u] = pair;
@@ -102,7 +102,7 @@ fn gemv_halves(
     //@ end
     var squares_of_own = 0.0;
     //@ for j in OWN
-    squares_of_own += select(0.0, square_of(own_$j), own + $ju * GROUP < OCTETS);
+    squares_of_own += select(0.0, square_of(own_$j), thread + $ju * GROUP < OCTETS);
     //@ end
     let factor = norm_factor(squares_of_own, lane, subgroup, subgroups);
     //@ for j in OWN
@@ -118,7 +118,7 @@ fn gemv_halves(
     let shared_exponent = exponent_of_all(most, lane, subgroup, subgroups);
     //@ for j in OWN
     let exponent_$j = exponent_of(most_$j, shared_exponent);
-    if (own + $ju * GROUP < BATCH * OCTETS) {
+    if (thread + $ju * GROUP < BATCH * OCTETS) {
         keep(at_$j / OCTETS, at_$j % OCTETS, low_$j, high_$j, exponent_$j);
         note(at_$j, exponent_$j);
     }
@@ -157,8 +157,10 @@ fn gemv_halves(
                 sum_$r_$b = fma(f32(h_$r_$b.x) + f32(h_$r_$b.y), scale_$r_$a * up_$b, sum_$r_$b);
                     //@ end
                 //@ end
-                let next = c + ($au + AHEAD) * width;
-                if (c + AHEAD * width < VECTORS) {
+                // Unless all were on their way from the start; past the end it is the last one again, as a
+                // load that only some lanes make would be waited for at once.
+                if (AHEAD * width < VECTORS) {
+                    let next = c + ($au + AHEAD) * width;
                     //@ for r in ROWS
                     word_$r_$a = codes[row_$r * VECTORS + min(next, VECTORS - 1u)];
                     scale_$r_$a = vector_scale(row_$r, next);
