@@ -100,6 +100,19 @@ fn every_kernel_for_matrix_hardware_gives_the_product() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn every_kernel_for_one_row_gives_the_product_as_metal_text() {
+    if crate::skipped() {
+        return;
+    }
+    let queue = StandIn::new(Mode::FAST);
+    let sample = Sample::new([1, 22, 320]);
+    queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
+    let expected = ["2x1 by halves and exponents", "4x1 by halves and one exponent, 16 tables"];
+    sample.check_all(&queue, &expected);
+}
+
 /// Groups add their pieces of a tile after all of them are done, in one order.
 #[cfg(unix)]
 #[test]
