@@ -4,7 +4,7 @@
 use lowbit::{DType, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::choose::{Product, candidates};
+use crate::choose::{Halves, Product, candidates};
 use crate::matrix::Tiles;
 use crate::product::linear_by;
 use crate::weight::Kind;
@@ -57,6 +57,15 @@ impl std::fmt::Display for Product {
             Product::GemvSpans { rows, batch } => write!(f, "gemv {rows}x{batch} by spans"),
             Product::GemvPairs { rows, batch, group, replicas } => {
                 write!(f, "gemv {rows}x{batch} by pairs, {replicas} tables for {group} threads")
+            }
+            Product::GemvHalves { rows, batch, group, halves } => {
+                let Halves { replicas, ahead, one_exponent } = halves;
+                let exponents = if *one_exponent { "one exponent" } else { "exponents" };
+                write!(
+                    f,
+                    "gemv {rows}x{batch} by halves and {exponents}, {replicas} tables for {group} threads, \
+                     {ahead} ahead"
+                )
             }
             Product::Gemm => f.write_str("gemm"),
             Product::Matrix { tiles, schedule } => {

@@ -21,12 +21,34 @@ pub(crate) enum Product {
     /// The same for codes of four bits, with a table of pairs that lies `replicas` times in the memory
     /// of each group of `group` threads.
     GemvPairs { rows: u32, batch: u32, group: u32, replicas: u32 },
+    /// The same in half floats.
+    GemvHalves { rows: u32, batch: u32, group: u32, halves: Halves },
     /// Tiles of 64 x 64 results.
     Gemm,
     /// Tiles of results on matrix hardware.
     Matrix { tiles: Tiles, schedule: Schedule },
     /// The same as `Gemm` for the product with the weight as it lies, not transposed.
     Transposed,
+}
+
+/// What a group of threads that multiplies in half floats keeps in workgroup memory and in registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Halves {
+    /// Tables of pairs of half floats.
+    pub replicas: u32,
+    /// Vectors of a row of weights that are on their way to a lane.
+    pub ahead: u32,
+    /// Whether all activations, a single row of them, share an exponent, for which there is always room:
+    /// groups wait for each other twice more.
+    pub one_exponent: bool,
+}
+
+impl Halves {
+    /// Workgroup memory that a group takes: tables, `batch` rows of K half floats, and their exponents.
+    fn workgroup_bytes(self, k: u32, batch: u32) -> u32 {
+        let exponents = if self.one_exponent { 0 } else { batch * k / 16 };
+        1024 * self.replicas + 2 * batch * k.next_multiple_of(1024) + exponents
+    }
 }
 
 impl Product {
@@ -36,7 +58,8 @@ impl Product {
         match self {
             Product::Gemv { rows: each, .. }
             | Product::GemvSpans { rows: each, .. }
-            | Product::GemvPairs { rows: each, .. } => {
+            | Product::GemvPairs { rows: each, .. }
+            | Product::GemvHalves { rows: each, .. } => {
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
                 rows.div_ceil(per_group).min(limits.groups)
             }
@@ -50,9 +73,16 @@ impl Product {
         match self {
             Product::Gemv { batch, .. }
             | Product::GemvSpans { batch, .. }
-            | Product::GemvPairs { batch, .. } => Some(batch as usize),
+            | Product::GemvPairs { batch, .. }
+            | Product::GemvHalves { batch, .. } => Some(batch as usize),
             _ => None,
         }
+    }
+
+    /// Whether it is accurate enough for activations of that type: half floats cost more than a rounding
+    /// of half floats, but a fraction of one of bf16.
+    pub fn is_for(self, dtype: DType) -> bool {
+        dtype == DType::BF16 || !matches!(self, Product::GemvHalves { .. })
     }
 
     /// Whether it can multiply weights of that kind, whose rows have that length.
@@ -61,6 +91,17 @@ impl Product {
             Product::Gemv { .. } => kind.vectors,
             Product::GemvSpans { .. } => kind.span.is_some() || kind.octets != Octets::OneByOne,
             Product::GemvPairs { .. } => kind.vectors && kind.is_nibble_table(),
+            Product::GemvHalves { batch, halves, .. } => {
+                let room = limits.workgroup_memory;
+                // Eight lanes of a subgroup find the exponent of 64 activations.
+                limits.f16
+                    && limits.subgroup.0 >= 8
+                    && kind.has_nibble_vectors()
+                    && k.is_multiple_of(64)
+                    && k <= room as usize
+                    && (batch == 1 || !halves.one_exponent)
+                    && halves.workgroup_bytes(k as u32, batch) <= room
+            }
             Product::Matrix { tiles, .. } => {
                 k.is_multiple_of(tiles.terms() as usize)
                     && tiles.workgroup_bytes(kind) <= limits.workgroup_memory
@@ -85,7 +126,7 @@ const PAIRS: u32 = 256 * 8;
 pub(crate) fn product<Q: Queue>(dims: [usize; 3], kind: &Kind, dtype: DType, queue: &Q) -> Product {
     let limits = queue.limits();
     let measured = queue.choices().and_then(|choices| choices.product(dims, kind, dtype));
-    let measured = measured.filter(|product| product.suits(dims[2], kind, limits));
+    let measured = measured.filter(|p| p.suits(dims[2], kind, limits) && p.is_for(dtype));
     measured.unwrap_or_else(|| usual(dims, kind, dtype, limits))
 }
 
@@ -104,6 +145,10 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
         let (rows, batch) = if batch > 8 { (4, 8) } else { (2, batch) };
         let spans = Product::GemvSpans { rows, batch };
         return if spans.suits(k, kind, limits) { spans } else { Product::Gemm };
+    }
+    let halves = halves([batch as usize, n, k], kind, limits);
+    if let Some(product) = halves.filter(|product| product.is_for(dtype)) {
+        return product;
     }
     let room = limits.workgroup_memory;
     if !kind.is_nibble_table() || room < 8 * PAIRS {
@@ -126,6 +171,34 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     Product::GemvPairs { rows, batch, group, replicas }
 }
 
+/// The kernel that multiplies in half floats, if there is one for so many rows of activations.
+fn halves([batch, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
+    let widest = limits.subgroup.1;
+    // Large groups share tables and activations, small ones are enough for all cores of a large GPU.
+    let shared = |rows: usize, groups: usize| (n / rows / groups).next_power_of_two() as u32;
+    let (rows, subgroups, most) = match batch {
+        1 if n >= 8192 => (4, 32, 32),
+        1 if n >= 4096 => (2, 32, 32),
+        1 => (2, shared(2, 128).clamp(4, 16), 16),
+        2..=4 => (4, shared(4, 64).clamp(4, 16), 16),
+        _ => return None,
+    };
+    let group = (subgroups * widest).min(limits.threads);
+    // Large groups have enough on their way with one vector a lane.
+    let ahead = if subgroups > 8 || rows > 2 || k <= 1024 { 1 } else { 2 };
+    // Thirty-two tables leave no two lanes on one bank; where memory is short, groups share it.
+    let most = if limits.workgroup_memory < 48 << 10 { 8 } else { most };
+    [32, 16, 8]
+        .into_iter()
+        .filter(|replicas| *replicas <= most)
+        .flat_map(|replicas| [(replicas, false), (replicas, true)])
+        .map(|(replicas, one_exponent)| {
+            let halves = Halves { replicas, ahead, one_exponent };
+            Product::GemvHalves { rows, batch: batch as u32, group, halves }
+        })
+        .find(|product| product.suits(k, kind, limits))
+}
+
 /// The kernel for one row of activations and a gate with what it multiplies under it, `w: [N, K]`, which
 /// takes rows of both; `None` if no subgroups multiply.
 pub(crate) fn gated<Q: Queue>(
@@ -142,7 +215,12 @@ pub(crate) fn gated<Q: Queue>(
             let group = (group / 2).max(queue.limits().subgroup.1);
             Some(Product::GemvPairs { rows: 4, batch, group, replicas })
         }
-        pairs @ Product::GemvPairs { .. } => Some(pairs),
+        Product::GemvHalves { rows: 2, batch, group, halves } => {
+            let group = (group / 2).max(queue.limits().subgroup.1);
+            let halves = Halves { ahead: (halves.ahead / 2).max(1), ..halves };
+            Some(Product::GemvHalves { rows: 4, batch, group, halves })
+        }
+        four @ (Product::GemvPairs { .. } | Product::GemvHalves { .. }) => Some(four),
         _ => None,
     }
 }
@@ -176,13 +254,18 @@ pub(crate) fn can_norm(
     dtype: DType,
     limits: &Limits,
 ) -> bool {
-    let (tables, group) = match product {
-        Product::Gemv { .. } | Product::GemvSpans { .. } => (kind.table_bytes(), 128),
-        Product::GemvPairs { group, replicas, .. } => (PAIRS * replicas, group),
+    let normed = k * dtype.size();
+    let (tables, group, normed) = match product {
+        Product::Gemv { .. } | Product::GemvSpans { .. } => (kind.table_bytes(), 128, normed),
+        Product::GemvPairs { group, replicas, .. } => (PAIRS * replicas, group, normed),
+        // It keeps them anyway.
+        Product::GemvHalves { group, batch, halves, .. } => {
+            (halves.workgroup_bytes(k as u32, batch), group, 0)
+        }
         _ => return false,
     };
-    let room = limits.workgroup_memory.saturating_sub(tables + group);
-    eps.is_finite() && k % 8 == 0 && k * dtype.size() <= room as usize
+    let room = limits.workgroup_memory.checked_sub(tables + group);
+    eps.is_finite() && k % 8 == 0 && room.is_some_and(|room| normed <= room as usize)
 }
 
 /// Whether products of such activations can take matrix hardware.
@@ -249,6 +332,25 @@ const TILES: [Cut; 11] = [
 /// Groups worth a try for stream-K: a few for each core of some GPUs.
 const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];
 
+/// Those in half floats: enough to fill each thread's registers, and not more.
+fn halves_candidates(batch: u32, limits: &Limits) -> Vec<Product> {
+    let mut all = Vec::new();
+    for (rows, group, ahead) in [(2, 256, 2), (2, 512, 1), (2, 1024, 1), (4, 512, 1), (4, 1024, 1)]
+    {
+        for replicas in [8, 16, 32] {
+            let halves = Halves { replicas, ahead, one_exponent: false };
+            let one = Halves { one_exponent: true, ..halves };
+            let ways = if group == 1024 { &[halves, one][..] } else { &[halves] };
+            let product = |halves| Product::GemvHalves { rows, batch, group, halves };
+            all.extend(ways.iter().map(|halves| product(*halves)));
+        }
+    }
+    all.retain(
+        |product| matches!(product, Product::GemvHalves { group, .. } if *group <= limits.threads),
+    );
+    all
+}
+
 /// All kernels that can do products of `m` rows of such activations with such weights, for someone to
 /// measure them.
 pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product> {
@@ -266,6 +368,9 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
                 let pairs = |rows: &u32| Product::GemvPairs { rows: *rows, batch, group, replicas };
                 all.extend(rows.iter().map(pairs));
             }
+        }
+        if batch <= 4 && class.pairs && !class.f32 && limits.f16 {
+            all.extend(halves_candidates(batch, limits));
         }
     }
     if m > 1 || all.is_empty() {

@@ -5,20 +5,24 @@ use std::sync::Arc;
 use lowbit::DType;
 
 use super::{Around, GROUP};
-use crate::choose::Product;
-use crate::kernel::{Access, Builder, Kernel};
+use crate::choose::{Halves, Product};
+use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::matrix::Tiles;
 use crate::memo::Memo;
 use crate::unroll::unroll;
 use crate::weight::{GpuWeight, Kind, PARAMS};
 
 const GEMV_PAIRS: &str = include_str!("../kernels/gemv_pairs.wgsl");
+const GEMV_HALVES: &str = include_str!("../kernels/gemv_halves.wgsl");
+const EXPONENTS_OF_BLOCKS: &str = include_str!("../kernels/exponents_of_blocks.wgsl");
+const EXPONENTS_OF_ROW: &str = include_str!("../kernels/exponents_of_row.wgsl");
 const GEMV_SPANS: &str = include_str!("../kernels/gemv_spans.wgsl");
 const SPAN_BYTES: &str = include_str!("../kernels/span_bytes.wgsl");
 const SPAN_OCTET: &str = include_str!("../kernels/span_octet.wgsl");
 const GEMV: &str = include_str!("../kernels/gemv.wgsl");
 const GEMV_PUT: &str = include_str!("../kernels/gemv_put.wgsl");
 const GEMV_NORM: &str = include_str!("../kernels/gemv_norm.wgsl");
+const NORM_FACTOR: &str = include_str!("../kernels/norm_factor.wgsl");
 const GEMM: &str = include_str!("../kernels/gemm.wgsl");
 const ROWS_ALL: &str = include_str!("../kernels/rows_all.wgsl");
 const ROWS_OF_EXPERT: &str = include_str!("../kernels/rows_of_expert.wgsl");
@@ -44,6 +48,15 @@ fn unit_square(v: X8) -> f32 {
 fn unit_scaled(v: X8, i: u32, factor: f32) -> X8 {
     return x_eight(x_low(v) * (factor * factors[2u * i]), x_high(v) * (factor * factors[2u * i + 1u]));
 }";
+
+/// What `gemv_halves.wgsl` does to x before it keeps it: a norm, or nothing.
+const NORMED: &str = "\
+fn square_of(v: X8) -> f32 { return unit_square(v); }
+fn normed_x(v: X8, i: u32, factor: f32) -> X8 { return unit_scaled(v, i, factor); }";
+const NOT_NORMED: &str = "\
+fn square_of(v: X8) -> f32 { return 0.0; }
+fn norm_factor(own: f32, lane: u32, subgroup: u32, subgroups: u32) -> f32 { return 1.0; }
+fn normed_x(v: X8, i: u32, factor: f32) -> X8 { return v; }";
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +100,8 @@ pub(crate) struct Spec {
     pub norm: Option<(u32, u32)>,
     /// Rows of w that an expert has, and places that read a row of x, where rows choose experts.
     pub experts: Option<[u32; 2]>,
+    /// K, where x is kept in workgroup memory as half floats.
+    pub kept: Option<u32>,
 }
 
 impl Spec {
@@ -108,6 +123,7 @@ impl Spec {
             gated: false,
             experts: None,
             norm: around.norm.map(|(_, eps)| (eps.to_bits(), k as u32)),
+            kept: matches!(product, Product::GemvHalves { .. }).then_some(k as u32),
         }
     }
 
@@ -159,6 +175,21 @@ impl Spec {
                     .constant("PAIRS", 256 * replicas);
                 self.gemv(builder, [rows, batch, group], 8, GEMV_PAIRS)
             }
+            Product::GemvHalves { rows, batch, group, halves } => {
+                let k = self.kept.unwrap_or_default();
+                let Halves { replicas, ahead, one_exponent } = halves;
+                let builder = builder("gemv_halves").weight(&kind, true).activations("X", dtype);
+                let builder = read(builder, "array<X8>")
+                    .tag(format!("{replicas}x{ahead}x{k}"))
+                    .tag(if one_exponent { "row" } else { "blocks" })
+                    .constant("REPLICAS", replicas)
+                    .constant("PAIRS", 256 * replicas)
+                    .constant("AHEAD", ahead)
+                    .constant("K", k)
+                    .text(if one_exponent { EXPONENTS_OF_ROW } else { EXPONENTS_OF_BLOCKS })
+                    .needs(Needs { f16: true, ..Needs::default() });
+                self.gemv(builder, [rows, batch, group], 8, GEMV_HALVES)
+            }
             Product::Matrix { tiles, .. } => {
                 let inputs = builder("gemm_matrix")
                     .weight(&kind, kind.has_nibble_vectors())
@@ -192,19 +223,32 @@ impl Spec {
         unit: u32,
         body: &str,
     ) -> Kernel {
+        let (kept, halves) = match self.product {
+            Product::GemvHalves { halves, .. } => (self.kept.unwrap_or_default(), Some(halves)),
+            _ => (0, None),
+        };
         let builder = match self.norm {
+            None if halves.is_some() => builder.text(NOT_NORMED),
             None => builder.text(&format!(
                 "fn x_load(i: u32) -> X{unit} {{ return x[i]; }}\n\
                  fn prepare(thread: u32, lane: u32, subgroup: u32, subgroups: u32) {{}}"
             )),
-            Some((eps, k)) => builder
-                .tag(format!("norm{k}_{eps:x}"))
-                .bind("factors", Access::Read, "array<vec4<f32>>")
-                .constant("K", k)
-                .constant("UNITS", k / unit)
-                .text(&format!("const EPS = {:?}f;\nalias XUNIT = X{unit};", f32::from_bits(eps)))
-                .text(if unit == 4 { UNIT_4 } else { UNIT_8 })
-                .text(GEMV_NORM),
+            Some((eps, k)) => {
+                let builder = builder
+                    .tag(format!("norm{k}_{eps:x}"))
+                    .bind("factors", Access::Read, "array<vec4<f32>>")
+                    .text(&format!("const EPS = {:?}f;", f32::from_bits(eps)))
+                    .text(if unit == 4 { UNIT_4 } else { UNIT_8 })
+                    .text(NORM_FACTOR);
+                match halves {
+                    Some(_) => builder.text(NORMED),
+                    None => builder
+                        .constant("K", k)
+                        .constant("UNITS", k / unit)
+                        .text(&format!("alias XUNIT = X{unit};"))
+                        .text(GEMV_NORM),
+                }
+            }
         };
         // Of four rows, two are the upper ones; of a gated product they belong together.
         let plain = |there: bool| if there && !self.gated { batch } else { 0 };
@@ -214,10 +258,15 @@ impl Spec {
             ("LOWER", plain(true)),
             ("UPPER", plain(rows == 4)),
             ("GATED", u32::from(self.gated)),
+            // Of each thread: octets of x to keep, and fours of pairs to fill in.
+            ("OWN", (batch * kept / 8).div_ceil(group)),
+            ("FILLS", halves.map_or(0, |h| (64 * h.replicas).div_ceil(group))),
+            ("AHEAD", halves.map_or(0, |h| h.ahead)),
         ];
         let builder = if self.gated { builder.tag("gated") } else { builder };
         let entry = match self.product {
             Product::GemvPairs { .. } => "gemv_pairs",
+            Product::GemvHalves { .. } => "gemv_halves",
             Product::GemvSpans { .. } => "gemv_spans",
             _ => "gemv",
         };

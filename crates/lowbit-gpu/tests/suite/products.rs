@@ -65,8 +65,13 @@ impl Sample {
 }
 
 /// Sizes that divide no tile.
-const SIZES: [([usize; 3], &[&str]); 3] = [
+const SIZES: [([usize; 3], &[&str]); 5] = [
     ([1, 70, 256], &["gemv 2x1", "by pairs, 4 tables"]),
+    (
+        [1, 70, 2112],
+        &["2x1 by halves and exponents, 16 tables", "4x1 by halves and one exponent, 8"],
+    ),
+    ([3, 70, 320], &["4x4 by halves and exponents, 8 tables"]),
     ([13, 70, 256], &["gemv 2x16", "gemm"]),
     ([70, 70, 128], &["gemm"]),
 ];
@@ -93,6 +98,19 @@ fn every_kernel_for_matrix_hardware_gives_the_product() {
             ["matrix 64x64x1x32, 256 threads, Split(2)", "matrix 16x16x4x64", "Stream(32)"];
         sample.check_all(&queue, &expected);
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn every_kernel_for_one_row_gives_the_product_as_metal_text() {
+    if crate::skipped() {
+        return;
+    }
+    let queue = StandIn::new(Mode::FAST);
+    let sample = Sample::new([1, 22, 320]);
+    queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
+    let expected = ["2x1 by halves and exponents", "4x1 by halves and one exponent, 16 tables"];
+    sample.check_all(&queue, &expected);
 }
 
 /// Groups add their pieces of a tile after all of them are done, in one order.

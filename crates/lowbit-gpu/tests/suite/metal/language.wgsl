@@ -91,6 +91,9 @@ fn floats(a: u32, b: u32) {
     put_float(f32(h.x * h.y));
     put_float(f32(h.x + f16(y)) + f32(max(h.x, h.y)));
     put_float(f32(vec4<f16>(h, h.yx).z - 1.0h));
+    let few = vec2<f16>(f16(a & 15u), 3.0h);
+    put_float(f32(fma(few, vec2<f16>(0.5h, 2.0h), few.yx).x));
+    put(u32(max(f16(a & 255u), 9.0h)));
 
     put_near(exp(x / 4096.0) + exp2(y / 64.0) + log(y + 1.0) + log2(y + 2.0));
     put_near(pow(y + 1.0, 1.5) + sqrt(y) + inverseSqrt(y + 1.0));

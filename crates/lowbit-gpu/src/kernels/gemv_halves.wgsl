@@ -1,0 +1,201 @@
+// y = x wᵀ for a few rows of x in bf16 and codes of four bits, multiplied as half floats, two at a
+// time. A byte of codes is looked up at once, in a table of pairs that lies in workgroup memory REPLICAS
+// times, so that lanes read other banks; x lies there as well, scaled to where half floats are exact.
+// Each subgroup takes ROWS rows of w, a lane vectors of 32 weights, AHEAD of which are on their way. Of
+// a vector, sums of 16 products each are taken in half floats, added to the others in f32.
+// w: [N, K] in vectors of 128 bits, each of which lies in one block.
+
+struct Halves {
+    low: vec4<f16>,
+    high: vec4<f16>,
+}
+
+const VECTORS = K / 32u;
+const OCTETS = K / 8u;
+// Octets of x are dealt so that those of neighbouring vectors lie side by side, LINES of 32 vectors.
+const LINES = (VECTORS + 31u) / 32u;
+
+var<workgroup> pairs: array<vec2<f16>, PAIRS>;
+var<workgroup> halves: array<Halves, BATCH * LINES * 128u>;
+
+// Where the first octet of vector v of row b is; the next are 32 further each.
+fn place_of(b: u32, v: u32) -> u32 {
+    return (b * LINES + v / 32u) * 128u + v % 32u;
+}
+
+fn largest_of(v: vec4<f32>) -> u32 {
+    let bits = bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+}
+
+// Keeps octet i of row b, of numbers with exponents up to that, so that they come below 512: 16 products
+// with numbers below 2 then stay in range. What is not finite stays so.
+fn keep(b: u32, i: u32, low: vec4<f32>, high: vec4<f32>, exponent: u32) {
+    let down = bitcast<f32>((262u - exponent) << 23u);
+    halves[place_of(b, i / 4u) + i % 4u * 32u] = Halves(vec4<f16>(low * down), vec4<f16>(high * down));
+}
+
+// Eight weights, without scale.
+fn decoded(word: u32, replica: u32) -> Halves {
+    let w0 = pairs[(word & 255u) * REPLICAS + replica];
+    let w1 = pairs[((word >> 8u) & 255u) * REPLICAS + replica];
+    let w2 = pairs[((word >> 16u) & 255u) * REPLICAS + replica];
+    let w3 = pairs[(word >> 24u) * REPLICAS + replica];
+    return Halves(vec4<f16>(w0, w1), vec4<f16>(w2, w3));
+}
+
+fn dot8(w: Halves, x: Halves, sum: vec2<f16>) -> vec2<f16> {
+    let low = fma(w.low.zw, x.low.zw, fma(w.low.xy, x.low.xy, sum));
+    return fma(w.high.zw, x.high.zw, fma(w.high.xy, x.high.xy, low));
+}
+
+// Scale of vector v, or 0 where there is none.
+fn vector_scale(row: u32, v: u32) -> f32 {
+    return select(0.0, scale_of(block_of(row, min(v, VECTORS - 1u) * 32u)), v < VECTORS);
+}
+
+@compute @workgroup_size(GROUP)
+fn gemv_halves(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_size) width: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    // All that is read is on its way before the first of it is waited for.
+    let replica = thread % REPLICAS;
+    let step = groups.x * subgroups * ROWS;
+    var first = (group.x * subgroups + subgroup) * ROWS;
+    //@ for j in OWN
+    let at_$j = min(thread + $ju * GROUP, BATCH * OCTETS - 1u);
+    let own_$j = x[x_row(at_$j / OCTETS, group.y) * OCTETS + at_$j % OCTETS];
+    //@ end
+    //@ for j in FILLS
+    let byte_$j = min((thread + $ju * GROUP) / (REPLICAS / 4u), 255u);
+    let upper_$j = book[byte_$j >> 4u];
+    let lower_$j = book[byte_$j & 15u];
+    //@ end
+    let values = vec4<f32>(book[lane & 15u], book[(lane + 8u) & 15u], 0.0, 0.0);
+    //@ for r in ROWS
+    var row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
+        //@ for a in AHEAD
+    var word_$r_$a = codes[row_$r * VECTORS + min($au * width + lane, VECTORS - 1u)];
+    var scale_$r_$a = vector_scale(row_$r, $au * width + lane);
+        //@ end
+    //@ end
+    // Values are brought below 2.
+    let top = clamp(subgroupMax(largest_of(values)) >> 23u, 1u, 253u);
+    let down = bitcast<f32>((254u - top) << 23u);
+    //@ for j in FILLS
+    if (thread + $ju * GROUP < PAIRS / 4u) {
+        let high = upper_$j * down;
+        let low = lower_$j * down;
+        let pair = vec2<f16>(select(vec2<f32>(low, high), vec2<f32>(high, low), HIGH_FIRST));
+        let at = 4u * (thread + $ju * GROUP);
+        pairs[at] = pair;
+        pairs[at + 1u] = pair;
+        pairs[at + 2u] = pair;
+        pairs[at + 3u] = pair;
+    }
+    //@ end
+    var squares_of_own = 0.0;
+    //@ for j in OWN
+    squares_of_own += select(0.0, square_of(own_$j), thread + $ju * GROUP < OCTETS);
+    //@ end
+    let factor = norm_factor(squares_of_own, lane, subgroup, subgroups);
+    //@ for j in OWN
+    let x_$j = normed_x(own_$j, at_$j, factor);
+    let low_$j = x_low(x_$j);
+    let high_$j = x_high(x_$j);
+    let most_$j = max(largest_of(low_$j), largest_of(high_$j));
+    //@ end
+    var most = 0u;
+    //@ for j in OWN
+    most = max(most, most_$j);
+    //@ end
+    let shared_exponent = exponent_of_all(most, lane, subgroup, subgroups);
+    //@ for j in OWN
+    let exponent_$j = exponent_of(most_$j, shared_exponent);
+    if (thread + $ju * GROUP < BATCH * OCTETS) {
+        keep(at_$j / OCTETS, at_$j % OCTETS, low_$j, high_$j, exponent_$j);
+        note(at_$j, exponent_$j);
+    }
+    //@ end
+    workgroupBarrier();
+    loop {
+        //@ for r in ROWS
+            //@ for b in BATCH
+        var sum_$r_$b = 0.0;
+            //@ end
+        //@ end
+        for (var c = lane; c < VECTORS; c += AHEAD * width) {
+            //@ for a in AHEAD
+            {
+                let v = min(c + $au * width, VECTORS - 1u);
+                //@ for b in BATCH
+                let from_$b = place_of($bu, v);
+                //@ end
+                //@ for j in 2
+                    //@ for b in BATCH
+                let x_$j_$b_0 = halves[from_$b + 64u * $ju];
+                let x_$j_$b_1 = halves[from_$b + 64u * $ju + 32u];
+                    //@ end
+                    //@ for r in ROWS
+                let w_$j_$r_0 = decoded(word_$r_$a[2u * $ju], replica);
+                let w_$j_$r_1 = decoded(word_$r_$a[2u * $ju + 1u], replica);
+                        //@ for b in BATCH
+                let h_$j_$r_$b = dot8(w_$j_$r_1, x_$j_$b_1, dot8(w_$j_$r_0, x_$j_$b_0, vec2<f16>()));
+                        //@ end
+                    //@ end
+                //@ end
+                //@ for b in BATCH
+                let up_$b = up_of($bu, v, shared_exponent);
+                    //@ for r in ROWS
+                let h_$r_$b = h_0_$r_$b + h_1_$r_$b;
+                sum_$r_$b = fma(f32(h_$r_$b.x) + f32(h_$r_$b.y), scale_$r_$a * up_$b, sum_$r_$b);
+                    //@ end
+                //@ end
+                // Unless all were on their way from the start; past the end it is the last one again, as a
+                // load that only some lanes make would be waited for at once.
+                if (AHEAD * width < VECTORS) {
+                    let next = c + ($au + AHEAD) * width;
+                    //@ for r in ROWS
+                    word_$r_$a = codes[row_$r * VECTORS + min(next, VECTORS - 1u)];
+                    scale_$r_$a = vector_scale(row_$r, next);
+                    //@ end
+                }
+            }
+            //@ end
+        }
+        let unit = UNIT * bitcast<f32>(top << 23u);
+        //@ for b in BATCH
+            //@ for r in ROWS
+        let total_$r_$b = subgroupAdd(sum_$r_$b) * unit;
+            //@ end
+        //@ end
+        if (lane == 0u) {
+            //@ for b in LOWER
+            put(first, 0u, $bu, group.y, vec2<f32>(total_0_$b, total_1_$b));
+            //@ end
+            //@ for b in UPPER
+            put(first, 2u, $bu, group.y, vec2<f32>(total_2_$b, total_3_$b));
+            //@ end
+            //@ for b in GATED
+            put_gated(first, group.y, vec2<f32>(total_0_$b, total_1_$b), vec2<f32>(total_2_$b, total_3_$b));
+            //@ end
+        }
+        first += step;
+        if (first >= outs()) {
+            break;
+        }
+        //@ for r in ROWS
+        row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
+            //@ for a in AHEAD
+        word_$r_$a = codes[row_$r * VECTORS + min($au * width + lane, VECTORS - 1u)];
+        scale_$r_$a = vector_scale(row_$r, $au * width + lane);
+            //@ end
+        //@ end
+    }
+}
