@@ -1,9 +1,9 @@
 //! Every instruction set of this machine runs the one suite.
 
-use lowbit::conformance::{Report, Size, run, run_format};
-use lowbit::cpu::Isa;
+use lowbit::conformance::{Report, Rng, Size, Subject, run, run_format};
+use lowbit::cpu::{Isa, reference};
 use lowbit::format::{Format, Keys, Layout, Packing, RowBlock, ScaleKind, Values};
-use lowbit::{Cpu, formats};
+use lowbit::{Cpu, DType, formats};
 
 #[test]
 fn every_instruction_set_agrees_with_the_reference() {
@@ -84,10 +84,10 @@ fn formats_to_come_need_no_new_kernel() {
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let format = formats::by_name("nf4").unwrap();
-    let mut rng = lowbit::conformance::Rng(3);
+    let mut rng = Rng(3);
     let (n, k, m) = (512, 1024, 5);
-    let w = rng.numbers(lowbit::DType::F32, n * k).values;
-    let x = rng.numbers(lowbit::DType::F32, m * k).values;
+    let w = rng.numbers(DType::F32, n * k).values;
+    let x = rng.numbers(DType::F32, m * k).values;
     let q = lowbit::quantize(format, &w, &[n, k], None).unwrap();
     let product = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -102,10 +102,10 @@ fn results_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn many_rows_are_multiplied_as_one_is() {
     let format = formats::by_name("nf4").unwrap();
-    let mut rng = lowbit::conformance::Rng(4);
+    let mut rng = Rng(4);
     let (n, k, m) = (70, 192, 250);
-    let w = rng.numbers(lowbit::DType::F32, n * k).values;
-    let x = rng.numbers(lowbit::DType::F32, m * k).values;
+    let w = rng.numbers(DType::F32, n * k).values;
+    let x = rng.numbers(DType::F32, m * k).values;
     let q = lowbit::quantize(format, &w, &[n, k], None).unwrap();
     for isa in Isa::available() {
         let cpu = Cpu::with(isa);
@@ -117,6 +117,42 @@ fn many_rows_are_multiplied_as_one_is() {
             let largest = alone.iter().fold(0f32, |most, v| most.max(v.abs()));
             let error = alone.iter().zip(y).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(error <= 1e-5 * largest, "{} row {row}: {error} of {largest}", isa.name());
+        }
+    }
+}
+
+/// Numbers of rows around which kernels take turns, on blocks of 64 and more: each row as the reference has it.
+#[test]
+fn a_few_rows_agree_with_the_reference() {
+    let mut rng = Rng(5);
+    let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let isas = || Isa::available().into_iter().chain([Isa::modelled()]);
+    for (name, block_size) in [("nf4", 64), ("fp4", 256)] {
+        let format = formats::by_name(name).unwrap();
+        let (n, k) = (70, 512);
+        let q = rng.tensor(format, &[n, k], Some(block_size)).unwrap();
+        let nested = lowbit::double_quantize(q.clone()).unwrap();
+        for (q, m) in [q, nested].iter().flat_map(|q| [5, 6, 12, 16, 17, 32, 33].map(|m| (q, m))) {
+            let w = reference::dequantize(q);
+            for dtype in DType::ALL {
+                let x = rng.numbers(dtype, m * k);
+                let expected = reference::linear(q, &x.values, None);
+                // Of the result, and of |x| |w|: what the suite allows.
+                let (of_result, of_sum) = match dtype {
+                    DType::F32 => (1e-6, 1e-6),
+                    DType::F16 => (1e-3, 3e-4),
+                    DType::BF16 => (8e-3, 3e-4),
+                };
+                for isa in isas() {
+                    let got = Subject::linear(&Cpu::with(isa), q, &x, None).unwrap().values;
+                    for (i, (e, g)) in expected.iter().zip(&got).enumerate() {
+                        let error = (e - f64::from(*g)).abs();
+                        let sum = norm(&x.values[i / n * k..][..k]) * norm(&w[i % n * k..][..k]);
+                        let case = format!("{} {name} {m} {dtype} number {i}", isa.name());
+                        assert!(error <= of_result * e.abs() + of_sum * sum, "{case}: {e} {g}");
+                    }
+                }
+            }
         }
     }
 }
