@@ -14,7 +14,8 @@ use super::simd::{Simd, Task};
 use super::view::{Codes, View};
 use crate::{DType, Element};
 
-/// Steps of a tile: the first-level cache holds them of a block of rows of both factors.
+/// Steps of a tile: the first-level cache holds them of a block of rows of both factors. Sums of so many terms
+/// are added up by themselves.
 const STEPS: usize = 16;
 /// Columns of a tile, or rows of the weight where that is transposed.
 const LEN: usize = STEPS * TERMS;
@@ -152,6 +153,19 @@ impl Prepared<'_> {
     }
 }
 
+/// Adds a product, rows of `COLS` numbers, to sums whose rows lie `stride` apart. Sums of all terms that were
+/// taken by themselves would be less exact.
+#[inline(always)]
+fn add<S: Simd, const COLS: usize>(s: S, product: &[f32], sums: &mut [f32], stride: usize) {
+    for (product, sums) in product.chunks_exact(COLS).zip(sums.chunks_mut(stride)) {
+        let sums = &mut sums[..COLS];
+        for at in (0..COLS).step_by(S::LANES) {
+            let sum = &mut sums[at..at + S::LANES];
+            s.store(s.add(s.load(sum), s.load(&product[at..at + S::LANES])), sum);
+        }
+    }
+}
+
 /// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
 pub(crate) struct GemmMatrix<'a> {
     pub p: &'a Prepared<'a>,
@@ -177,6 +191,7 @@ impl Task for GemmMatrix<'_> {
         let mut row = Buffer::new(LEN, 0.0f32);
         let mut w = Buffer::new(blocks * len, bf16::ZERO);
         let mut sums = Buffer::new(blocks * BLOCK * stride, 0.0f32);
+        let mut product = Buffer::new(BLOCK * BLOCK, 0.0f32);
         for from in (0..p.steps).step_by(STEPS) {
             let steps = STEPS.min(p.steps - from);
             let (col, padded) = (from * TERMS, steps * TERMS);
@@ -194,9 +209,11 @@ impl Task for GemmMatrix<'_> {
                 let blocks = w.chunks_exact(each * len);
                 for (w, sums) in blocks.zip(sums.chunks_mut(each * BLOCK * stride)) {
                     if narrow {
-                        matrix.multiply_narrow(w, len, x, parts, steps, sums, stride);
+                        matrix.multiply_narrow(w, len, x, parts, steps, &mut product);
+                        add::<S, SIDE>(s, &product, sums, stride);
                     } else {
-                        matrix.multiply(w, x, parts, steps, sums, stride);
+                        matrix.multiply(w, x, parts, steps, &mut product);
+                        add::<S, BLOCK>(s, &product, sums, stride);
                     }
                 }
             }
@@ -227,6 +244,7 @@ impl<const COLS: usize> Task for Columns<'_, COLS> {
         let step = [parts.a * 2 * FACTOR, parts.b * 2 * FACTOR];
         let cols = COLS.min(view.k - col);
         let mut rows = [[0.0f32; COLS]; 2];
+        let mut product = Buffer::new(BLOCK * BLOCK, 0.0f32);
         let mut w = Buffer::new(COLS / BLOCK * STEPS * step[1], bf16::ZERO);
         for from in (0..p.steps).step_by(STEPS) {
             let steps = STEPS.min(p.steps - from);
@@ -253,7 +271,8 @@ impl<const COLS: usize> Task for Columns<'_, COLS> {
                 let dy = &dy[from * step[0]..];
                 let blocks = w.chunks_exact(STEPS * step[1]);
                 for (i, w) in blocks.enumerate().take(cols.div_ceil(BLOCK)) {
-                    matrix.multiply(dy, w, parts, steps, &mut dx[i * BLOCK..], COLS);
+                    matrix.multiply(dy, w, parts, steps, &mut product);
+                    add::<S, BLOCK>(s, &product, &mut dx[i * BLOCK..], COLS);
                 }
             }
         }

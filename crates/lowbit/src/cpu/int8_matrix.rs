@@ -103,6 +103,7 @@ impl Task for Rows<'_> {
         let stride = m.next_multiple_of(BLOCK) + BLOCK / 2;
         let mut w = Buffer::new(blocks * len, 0i8);
         let mut sums = Buffer::new(blocks * BLOCK * stride, 0i32);
+        let mut product = Buffer::new(BLOCK * BLOCK, 0i32);
         for col in (0..k).step_by(cols) {
             let steps = (k - col).div_ceil(INT_TERMS).min(STEPS);
             for (i, row) in b.chunks_exact(k).enumerate() {
@@ -112,7 +113,13 @@ impl Task for Rows<'_> {
                 let a = &a[col / INT_TERMS * 2 * INT_FACTOR..];
                 let sums = sums.chunks_exact_mut(BLOCK * stride);
                 for (w, sums) in w.chunks_exact(len).zip(sums) {
-                    matrix.multiply_ints(w, a, steps, &mut sums[j * BLOCK..], stride);
+                    matrix.multiply_ints(w, a, steps, &mut product);
+                    let rows = sums[j * BLOCK..].chunks_mut(stride);
+                    for (sums, product) in rows.zip(product.chunks_exact(BLOCK)) {
+                        for (sum, product) in sums.iter_mut().zip(product) {
+                            *sum = sum.wrapping_add(*product);
+                        }
+                    }
                 }
             }
         }

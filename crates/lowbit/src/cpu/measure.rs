@@ -106,7 +106,7 @@ impl Task for RateOfMatrices {
         let mut sums = Buffer::new(BLOCK * BLOCK, 0.0f32);
         let rounds = ROUNDS / 100;
         for _ in 0..rounds {
-            matrix.multiply(black_box(&a), &b, parts, STEPS, &mut sums, BLOCK);
+            matrix.multiply(black_box(&a), &b, parts, STEPS, &mut sums);
         }
         black_box(sums[0]);
         rounds * STEPS * TERMS * BLOCK * BLOCK

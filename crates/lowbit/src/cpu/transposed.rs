@@ -17,9 +17,8 @@ const COLS: usize = 128;
 /// Rows of `w` that are decoded together.
 const DEPTH: usize = 128;
 
-/// Rows of activations from which on matrices are faster where a machine multiplies them, for 16-bit types
-/// and for f32.
-const MATRICES_FROM: [usize; 2] = [24, 100];
+/// Rows of activations of 16 bits from which on matrices are faster where a machine multiplies them.
+const MATRICES_FROM: usize = 24;
 
 /// `dy: [M, N]`, `dx: [M, K]`; the lengths are right. `precision` is what `dy` and `dx` stand for.
 pub(crate) fn linear_transposed<T: Element>(
@@ -39,8 +38,8 @@ pub(crate) fn linear_transposed<T: Element>(
         // [K / COLS, M, COLS]: each thread owns its columns.
         let mut parts = Buffer::new(k.div_ceil(COLS) * m.next_multiple_of(BLOCK) * COLS, 0.0f32);
         let mut len = m.next_multiple_of(BLOCK) * COLS;
-        let from = MATRICES_FROM[usize::from(precision == DType::F32)];
-        let prepared = (m >= from && isa.run(HasMatrices))
+        let use_matrices = precision != DType::F32 && m >= MATRICES_FROM && isa.run(HasMatrices);
+        let prepared = use_matrices
             .then(|| gemm_matrix::prepare(isa, view, dy, m, true, precision, &pool))
             .flatten();
         let is_done = prepared.is_some_and(|p| {

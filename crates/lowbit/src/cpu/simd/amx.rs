@@ -78,15 +78,13 @@ const SHAPES: Shapes = {
 
 /// The product of a block in tiles, with that instruction for a product of two.
 macro_rules! multiply_blocks {
-    ($op:literal, $pairs:ident, $count:ident, $steps:ident, $a:expr, $b:expr, $c:ident, $stride:ident) => {
+    ($op:literal, $pairs:ident, $count:ident, $steps:ident, $a:expr, $b:expr, $c:ident) => {
         std::arch::asm!(
             "ldtilecfg [{n}]",
-            "lea {pa}, [{c} + {stride} * 8]",
-            "lea {pa}, [{pa} + {stride} * 8]",
-            "tileloadd tmm0, [{c} + {stride} * 1]",
-            "tileloadd tmm1, [{c} + {stride} * 1 + 64]",
-            "tileloadd tmm2, [{pa} + {stride} * 1]",
-            "tileloadd tmm3, [{pa} + {stride} * 1 + 64]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "2:",
             "mov {pa}, [{pairs}]",
             "mov {pb}, [{pairs} + 8]",
@@ -107,16 +105,13 @@ macro_rules! multiply_blocks {
             "add {pairs}, 16",
             "dec {count}",
             "jnz 2b",
-            "lea {pa}, [{c} + {stride} * 8]",
-            "lea {pa}, [{pa} + {stride} * 8]",
-            "tilestored [{c} + {stride} * 1], tmm0",
-            "tilestored [{c} + {stride} * 1 + 64], tmm1",
-            "tilestored [{pa} + {stride} * 1], tmm2",
-            "tilestored [{pa} + {stride} * 1 + 64], tmm3",
+            "tilestored [{c} + {line} * 2], tmm0",
+            "tilestored [{c} + {line} * 2 + 64], tmm1",
+            "tilestored [{c} + {line} * 2 + 2048], tmm2",
+            "tilestored [{c} + {line} * 2 + 2112], tmm3",
             "tilerelease",
             n = inout(reg) &SHAPES => _,
             c = in(reg) $c.as_mut_ptr(),
-            stride = in(reg) size_of_val(&$c[0]) * $stride,
             pairs = inout(reg) $pairs.as_ptr() => _,
             count = inout(reg) $count => _,
             steps = in(reg) $steps,
@@ -128,7 +123,7 @@ macro_rules! multiply_blocks {
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
-        );
+        )
     };
 }
 
@@ -173,25 +168,15 @@ impl Matrix for Amx {
     }
 
     #[inline(always)]
-    fn multiply(
-        self,
-        a: &[bf16],
-        b: &[bf16],
-        parts: Parts,
-        steps: usize,
-        c: &mut [f32],
-        stride: usize,
-    ) {
+    fn multiply(self, a: &[bf16], b: &[bf16], parts: Parts, steps: usize, c: &mut [f32]) {
         let b = &b[..steps * parts.b * 2 * FACTOR];
-        let c = &mut c[..(BLOCK - 1) * stride + BLOCK];
-        let Some((pairs, count)) = pairs(a, b, parts, steps) else { return };
+        let c = &mut c[..BLOCK * BLOCK];
+        let Some((pairs, count)) = pairs(a, b, parts, steps) else { return c.fill(0.0) };
         // SAFETY: a value of `Amx` proves the features and the system's permission. Of each pair of
         // pointers `steps` times two factors are read, `parts * 2 * FACTOR` numbers apart, which the
-        // slices hold; of `c` 32 rows of 32 numbers, `stride` apart, are read and written.
-        // All tiles are released at the end, and no other register is changed than those named.
-        unsafe {
-            multiply_blocks!("tdpbf16ps", pairs, count, steps, parts.a, parts.b, c, stride);
-        }
+        // slices hold; 32 rows of 32 numbers are written to `c`. All tiles are released at the end, and no
+        // other register is changed than those named.
+        unsafe { multiply_blocks!("tdpbf16ps", pairs, count, steps, parts.a, parts.b, c) }
     }
 
     #[inline(always)]
@@ -262,18 +247,16 @@ impl Matrix for Amx {
     }
 
     #[inline(always)]
-    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize) {
+    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32]) {
         let a = &a[..steps * 2 * INT_FACTOR];
         let b = &b[..steps * 2 * INT_FACTOR];
-        let c = &mut c[..(BLOCK - 1) * stride + BLOCK];
+        let c = &mut c[..BLOCK * BLOCK];
         if steps == 0 {
-            return;
+            return c.fill(0);
         }
         let (pairs, count) = ([[a.as_ptr(), b.as_ptr()]], 1usize);
         // SAFETY: as in `multiply`; factors of integers are as many bytes.
-        unsafe {
-            multiply_blocks!("tdpbssd", pairs, count, steps, 1, 1, c, stride);
-        }
+        unsafe { multiply_blocks!("tdpbssd", pairs, count, steps, 1, 1, c) }
     }
 
     #[inline(always)]
@@ -285,27 +268,20 @@ impl Matrix for Amx {
         parts: Parts,
         steps: usize,
         c: &mut [f32],
-        stride: usize,
     ) {
         let _ = &a[a_stride..][..steps * parts.a * 2 * FACTOR];
         let b = &b[..steps * parts.b * 2 * FACTOR];
-        let c = &mut c[..(2 * BLOCK - 1) * stride + SIDE];
-        let Some((pairs, count)) = pairs(a, b, parts, steps) else { return };
+        let c = &mut c[..2 * BLOCK * SIDE];
+        let Some((pairs, count)) = pairs(a, b, parts, steps) else { return c.fill(0.0) };
         // SAFETY: as in `multiply`; of `a` the factors `a_stride` further on are read as well, of `b` the first
-        // of two, and of `c` 64 rows of 16 numbers.
+        // of two, and 64 rows of 16 numbers are written.
         unsafe {
             std::arch::asm!(
                 "ldtilecfg [{n}]",
-                "tileloadd tmm0, [{c} + {stride} * 1]",
-                "lea {pa}, [{c} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tileloadd tmm1, [{pa} + {stride} * 1]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tileloadd tmm2, [{pa} + {stride} * 1]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tileloadd tmm3, [{pa} + {stride} * 1]",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
                 "2:",
                 "mov {pa}, [{pairs}]",
                 "lea {next}, [{pa} + {a_stride}]",
@@ -329,20 +305,13 @@ impl Matrix for Amx {
                 "add {pairs}, 16",
                 "dec {count}",
                 "jnz 2b",
-                "tilestored [{c} + {stride} * 1], tmm0",
-                "lea {pa}, [{c} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tilestored [{pa} + {stride} * 1], tmm1",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tilestored [{pa} + {stride} * 1], tmm2",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "lea {pa}, [{pa} + {stride} * 8]",
-                "tilestored [{pa} + {stride} * 1], tmm3",
+                "tilestored [{c} + {line} * 1], tmm0",
+                "tilestored [{c} + {line} * 1 + 1024], tmm1",
+                "tilestored [{c} + {line} * 1 + 2048], tmm2",
+                "tilestored [{c} + {line} * 1 + 3072], tmm3",
                 "tilerelease",
                 n = inout(reg) &SHAPES => _,
                 c = in(reg) c.as_mut_ptr(),
-                stride = in(reg) size_of::<f32>() * stride,
                 pairs = inout(reg) pairs.as_ptr() => _,
                 count = inout(reg) count => _,
                 steps = in(reg) steps,
@@ -490,12 +459,10 @@ mod tests {
             amx.transpose(&mut b);
             Model.transpose(&mut b_expected);
             assert!(b == b_expected, "transpose");
-            let stride = BLOCK + 16;
             let close = |(g, e): (&f32, &f32)| (g - e).abs() <= 1e-4;
-            let mut got = numbers(2 * BLOCK * stride);
-            let mut expected = got.clone();
-            amx.multiply(&a, &b, parts, STEPS, &mut got, stride);
-            Model.multiply(&a, &b, parts, STEPS, &mut expected, stride);
+            let (mut got, mut expected) = ([0.0; BLOCK * BLOCK], [1.0; BLOCK * BLOCK]);
+            amx.multiply(&a, &b, parts, STEPS, &mut got);
+            Model.multiply(&a, &b, parts, STEPS, &mut expected);
             assert!(got.iter().zip(&expected).all(close), "multiply {parts:?}");
             let few = numbers(FEW_ROWS * 2 * TERMS);
             let mut few_parts = vec![bf16::ZERO; parts.a * few.len()];
@@ -506,8 +473,8 @@ mod tests {
             Model.multiply_few(&few_parts, b_of_two, parts, &mut of_model);
             assert!(of_few.iter().zip(&of_model).all(close), "multiply_few {parts:?}");
             let two = [&a[..], &a[..]].concat();
-            amx.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut got, stride);
-            Model.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut expected, stride);
+            amx.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut got);
+            Model.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut expected);
             assert!(got.iter().zip(&expected).all(close), "multiply_narrow {parts:?}");
         }
         let x = [numbers(48), numbers(48)];

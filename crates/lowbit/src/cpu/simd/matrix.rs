@@ -35,11 +35,13 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// The parts of `a` and `b` whose products count: each part is at most 2^-8 of the one before it, and what
-    /// is as small as the first part that is not there is left out.
+    /// is as small as the first part that is not there is left out. The smallest products come first.
     pub fn products(self) -> impl Iterator<Item = (usize, usize)> {
         let most = self.a.max(self.b);
-        let all = (0..self.b).flat_map(move |j| (0..self.a).map(move |i| (i, j)));
-        all.filter(move |(i, j)| i + j < most)
+        let of_sum = move |sum: usize| {
+            (0..self.b.min(sum + 1)).map(move |j| (sum - j, j)).filter(move |(i, _)| *i < self.a)
+        };
+        (0..most).rev().flat_map(of_sum)
     }
 }
 
@@ -68,28 +70,19 @@ pub(crate) trait Matrix: Copy {
     /// where fours of terms stay together.
     fn transpose(self, factors: &mut [bf16]);
 
-    /// Adds the product of a block to `c: [BLOCK, BLOCK]`, whose rows lie `stride` apart: the terms of
-    /// `steps` steps.
-    fn multiply(
-        self,
-        a: &[bf16],
-        b: &[bf16],
-        parts: Parts,
-        steps: usize,
-        c: &mut [f32],
-        stride: usize,
-    );
+    /// `c = a b`, `c: [BLOCK, BLOCK]`: the terms of `steps` steps, the smallest products first, as each addition is
+    /// rounded to what there is already.
+    fn multiply(self, a: &[bf16], b: &[bf16], parts: Parts, steps: usize, c: &mut [f32]);
 
     /// `c = a b`, `c: [FEW_ROWS, SIDE]`, of two steps: in `a: [parts, FEW_ROWS, 2 * TERMS]` rows lie as a
     /// whole, `b` is `[parts, 2, FACTOR]`.
     fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]);
 
     /// [`multiply`](Self::multiply) for integers: `a, b: [steps, 2, INT_FACTOR]`. Exact, modulo 2^32.
-    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize);
+    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32]);
 
-    /// [`multiply`](Self::multiply) for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE` columns of `b`:
-    /// `c: [2 * BLOCK, SIDE]`.
-    #[expect(clippy::too_many_arguments)]
+    /// [`multiply`](Self::multiply) for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE`
+    /// columns of `b`: `c: [2 * BLOCK, SIDE]`.
     fn multiply_narrow(
         self,
         a: &[bf16],
@@ -98,7 +91,6 @@ pub(crate) trait Matrix: Copy {
         parts: Parts,
         steps: usize,
         c: &mut [f32],
-        stride: usize,
     );
 }
 
@@ -156,16 +148,8 @@ impl Matrix for Model {
         }
     }
 
-    fn multiply(
-        self,
-        a: &[bf16],
-        b: &[bf16],
-        parts: Parts,
-        steps: usize,
-        c: &mut [f32],
-        stride: usize,
-    ) {
-        self.multiply_columns(a, b, parts, steps, c, stride, BLOCK);
+    fn multiply(self, a: &[bf16], b: &[bf16], parts: Parts, steps: usize, c: &mut [f32]) {
+        self.multiply_columns(a, b, parts, steps, c, BLOCK);
     }
 
     fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]) {
@@ -182,11 +166,12 @@ impl Matrix for Model {
         }
     }
 
-    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32], stride: usize) {
+    fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32]) {
+        c.fill(0);
         let steps = a.chunks(2 * INT_FACTOR).zip(b.chunks(2 * INT_FACTOR)).take(steps);
         for (a, b) in steps {
-            for (row, a) in a.chunks_exact(INT_TERMS).enumerate() {
-                for (col, c) in c[row * stride..][..BLOCK].iter_mut().enumerate() {
+            for (a, c) in a.chunks_exact(INT_TERMS).zip(c.chunks_exact_mut(BLOCK)) {
+                for (col, c) in c.iter_mut().enumerate() {
                     let b = &b[col / SIDE * INT_FACTOR + 4 * (col % SIDE)..];
                     for (term, a) in a.iter().enumerate() {
                         let b = b[term / 4 * INT_TERMS + term % 4];
@@ -205,16 +190,14 @@ impl Matrix for Model {
         parts: Parts,
         steps: usize,
         c: &mut [f32],
-        stride: usize,
     ) {
-        for (a, c) in [a, &a[a_stride..]].into_iter().zip(c.chunks_mut(BLOCK * stride)) {
-            self.multiply_columns(a, b, parts, steps, c, stride, SIDE);
+        for (a, c) in [a, &a[a_stride..]].into_iter().zip(c.chunks_exact_mut(BLOCK * SIDE)) {
+            self.multiply_columns(a, b, parts, steps, c, SIDE);
         }
     }
 }
 
 impl Model {
-    #[expect(clippy::too_many_arguments)]
     fn multiply_columns(
         self,
         a: &[bf16],
@@ -222,15 +205,15 @@ impl Model {
         parts: Parts,
         steps: usize,
         c: &mut [f32],
-        stride: usize,
         cols: usize,
     ) {
+        c.fill(0.0);
         for (i, j) in parts.products() {
             for step in 0..steps {
                 let a = &a[(step * parts.a + i) * 2 * FACTOR..][..2 * FACTOR];
                 let b = &b[(step * parts.b + j) * 2 * FACTOR..][..2 * FACTOR];
-                for (row, a) in a.chunks_exact(TERMS).enumerate() {
-                    for (col, c) in c[row * stride..][..cols].iter_mut().enumerate() {
+                for (a, c) in a.chunks_exact(TERMS).zip(c.chunks_exact_mut(cols)) {
+                    for (col, c) in c.iter_mut().enumerate() {
                         let b = &b[col / SIDE * FACTOR + 2 * (col % SIDE)..];
                         for (term, a) in a.iter().enumerate() {
                             *c += a.to_f32() * b[term / 2 * TERMS + term % 2].to_f32();
@@ -256,7 +239,7 @@ impl Matrix for Infallible {
         match self {}
     }
 
-    fn multiply(self, _: &[bf16], _: &[bf16], _: Parts, _: usize, _: &mut [f32], _: usize) {
+    fn multiply(self, _: &[bf16], _: &[bf16], _: Parts, _: usize, _: &mut [f32]) {
         match self {}
     }
 
@@ -264,20 +247,11 @@ impl Matrix for Infallible {
         match self {}
     }
 
-    fn multiply_ints(self, _: &[i8], _: &[i8], _: usize, _: &mut [i32], _: usize) {
+    fn multiply_ints(self, _: &[i8], _: &[i8], _: usize, _: &mut [i32]) {
         match self {}
     }
 
-    fn multiply_narrow(
-        self,
-        _: &[bf16],
-        _: usize,
-        _: &[bf16],
-        _: Parts,
-        _: usize,
-        _: &mut [f32],
-        _: usize,
-    ) {
+    fn multiply_narrow(self, _: &[bf16], _: usize, _: &[bf16], _: Parts, _: usize, _: &mut [f32]) {
         match self {}
     }
 }
@@ -301,8 +275,9 @@ mod tests {
     #[test]
     fn products_that_count() {
         let products = |a, b| Parts { a, b }.products().collect::<Vec<_>>();
-        assert_eq!(products(2, 1), [(0, 0), (1, 0)]);
-        assert_eq!(products(2, 2), [(0, 0), (1, 0), (0, 1)]);
+        assert_eq!(products(2, 1), [(1, 0), (0, 0)]);
+        assert_eq!(products(2, 2), [(1, 0), (0, 1), (0, 0)]);
+        assert_eq!(products(1, 3), [(0, 2), (0, 1), (0, 0)]);
         assert_eq!(products(3, 3).len(), 6);
     }
 }
