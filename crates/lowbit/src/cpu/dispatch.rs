@@ -1,9 +1,9 @@
 //! Which instruction set runs: the only feature detection of this crate.
 
+use super::simd::Task;
 #[cfg(target_arch = "aarch64")]
 use super::simd::neon::Neon;
 use super::simd::portable::Portable;
-use super::simd::{Simd, Task};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
 
@@ -64,7 +64,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(s) if s.matrix().is_some() => "amx",
+            Kind::Avx512(s) if s.has_matrices() => "amx",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512(_) => "avx512",
             #[cfg(target_arch = "aarch64")]

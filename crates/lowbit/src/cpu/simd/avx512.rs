@@ -41,6 +41,11 @@ impl Avx512 {
         Amx::detect().map(|amx| Avx512 { matrix: Some(amx), ..self })
     }
 
+    /// Whether AMX is beside it.
+    pub fn has_matrices(self) -> bool {
+        self.matrix.is_some()
+    }
+
     /// Whether it looks bytes up in vectors: AVX-512 VBMI.
     #[inline(always)]
     pub fn has_vbmi(self) -> bool {
