@@ -35,10 +35,10 @@ pub(crate) fn linear_transposed<T: Element>(
     let m = dx.len() / k;
     let pool = Pool::for_work(m * n * k);
     pool.enter(|| {
-        // [K / COLS, M, COLS]: each thread owns its columns.
-        let mut parts = Buffer::new(k.div_ceil(COLS) * m.next_multiple_of(BLOCK) * COLS, 0.0f32);
-        let mut len = m.next_multiple_of(BLOCK) * COLS;
         let use_matrices = precision != DType::F32 && m >= MATRICES_FROM && isa.run(HasMatrices);
+        // [K / COLS, M, COLS]: each thread owns its columns. Matrices fill whole blocks of rows.
+        let mut len = if use_matrices { m.next_multiple_of(BLOCK) } else { m } * COLS;
+        let mut parts = Buffer::new(k.div_ceil(COLS) * len, 0.0f32);
         let prepared = use_matrices
             .then(|| gemm_matrix::prepare(isa, view, dy, m, true, precision, &pool))
             .flatten();
@@ -52,7 +52,9 @@ pub(crate) fn linear_transposed<T: Element>(
             let dy = &*to_f32(dy);
             len = m * COLS;
             let parts = &mut parts[..k.div_ceil(COLS) * len];
-            parts.fill(0.0);
+            if use_matrices {
+                parts.fill(0.0);
+            }
             pool.each(parts, len, m * n * k, |i, dx| {
                 isa.run(Columns { view, dy, col: i * COLS, dx });
             });
