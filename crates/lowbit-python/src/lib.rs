@@ -29,7 +29,7 @@ mod _native {
     #[pymodule_export]
     use crate::table::{conformance, format_by_name, formats, instruction_set};
     #[pymodule_export]
-    use crate::threads::{after_fork, set_threads};
+    use crate::threads::{after_fork, set_threads, use_openmp};
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -31,6 +31,7 @@ pub mod pack;
 pub mod quantizers;
 pub mod sparse;
 mod tensor;
+pub mod threads;
 
 pub use cpu::{
     Cpu, CpuDevice, dequantize, double_quantize, gemm, gemv, linear, linear_transposed, quantize,

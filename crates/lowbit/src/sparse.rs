@@ -11,13 +11,11 @@
 //! # Ok::<(), lowbit::Error>(())
 //! ```
 
-use rayon::prelude::*;
-
 use crate::cpu::convert::{narrow, widen};
 use crate::cpu::embedding::check_indices;
 use crate::cpu::simd::{Simd, Task};
 use crate::cpu::{Cpu, check_len};
-use crate::{Element, Error, Result};
+use crate::{Element, Error, Result, threads};
 
 /// Multiply-adds from which several threads are faster than one.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -166,7 +164,7 @@ fn multiply<V: Copy + Sync, T: Element>(
     if (a.values.len() + rows) * width < PARALLEL_FROM {
         out.chunks_exact_mut(width).enumerate().for_each(task);
     } else {
-        out.par_chunks_exact_mut(width).enumerate().for_each(task);
+        threads::for_each(out.chunks_exact_mut(width).enumerate(), task);
     }
     Ok(())
 }

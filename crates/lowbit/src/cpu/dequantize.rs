@@ -1,12 +1,10 @@
 //! All weights of a tensor, on all threads.
 
-use rayon::prelude::*;
-
 use super::convert::narrow;
 use super::dispatch::Isa;
 use super::simd::{Simd, Task};
 use super::view::{View, has_rows};
-use crate::{DType, Element, QTensor};
+use crate::{DType, Element, QTensor, threads};
 
 /// Weights of a piece of work; also what a thread keeps in its first-level cache.
 const PIECE: usize = 1 << 16;
@@ -31,7 +29,7 @@ pub(crate) fn dequantize<T: Element>(isa: Isa, q: &QTensor, out: &mut [T]) {
     if out.len() <= PIECE {
         out.chunks_mut(piece).enumerate().for_each(|(i, out)| task(i, out));
     } else {
-        out.par_chunks_mut(piece).enumerate().for_each(|(i, out)| task(i, out));
+        threads::for_each(out.chunks_mut(piece).enumerate(), |(i, out)| task(i, out));
     }
 }
 

@@ -1,12 +1,10 @@
 //! The CPU as a [`Device`]: activations are vectors of f32 that hold numbers of the type they stand
 //! for, every operation runs at once.
 
-use rayon::prelude::*;
-
 use super::Cpu;
 use crate::device::{Attention, CacheShape, Device, KvCache, Rope, Tensor, check};
 use crate::tensor::rows_cols;
-use crate::{DType, Element, Error, Result, Weight};
+use crate::{DType, Element, Error, Result, Weight, threads};
 
 /// The CPU as a [`Device`].
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +64,7 @@ fn zeros(op: &'static str, len: usize) -> Result<Vec<f32>> {
 /// Calls `f(row index, row)` for every row, on all threads where that pays.
 fn for_rows(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
     if out.len() >= PARALLEL_FROM {
-        out.par_chunks_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
+        threads::for_each(out.chunks_mut(cols).enumerate(), |(i, row)| f(i, row));
     } else {
         out.chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| f(i, row));
     }
@@ -200,7 +198,7 @@ impl Device for CpuDevice {
             attend_one(query, &layer.keys[seen.clone()], &layer.values[seen], attention.scale, out);
         };
         if rows * heads * head_dim * (past + rows) >= PARALLEL_FROM {
-            out.par_chunks_mut(head_dim).enumerate().for_each(|(i, out)| attend(i, out));
+            threads::for_each(out.chunks_mut(head_dim).enumerate(), |(i, out)| attend(i, out));
         } else {
             out.chunks_mut(head_dim.max(1)).enumerate().for_each(|(i, out)| attend(i, out));
         }

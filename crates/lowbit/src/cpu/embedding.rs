@@ -1,12 +1,10 @@
 //! Rows of a quantized table by their index.
 
-use rayon::prelude::*;
-
 use super::convert::narrow;
 use super::simd::{Simd, Task};
 use super::view::View;
 use super::{Cpu, check_len};
-use crate::{Element, Error, QTensor, Result};
+use crate::{Element, Error, QTensor, Result, threads};
 
 /// Numbers from which several threads are faster than one.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -34,10 +32,12 @@ impl Cpu {
         let task = |(id, out): (&i64, &mut [T])| {
             self.isa().run(Row { view: &view, row: *id as usize, out });
         };
-        if out.len() < PARALLEL_FROM {
-            ids.iter().zip(out.chunks_exact_mut(k)).for_each(task);
+        let serial = out.len() < PARALLEL_FROM;
+        let rows = ids.iter().zip(out.chunks_exact_mut(k));
+        if serial {
+            rows.for_each(task)
         } else {
-            ids.par_iter().zip(out.par_chunks_exact_mut(k)).for_each(task);
+            threads::for_each(rows, task)
         }
         Ok(())
     }

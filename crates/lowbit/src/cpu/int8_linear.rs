@@ -1,8 +1,6 @@
 //! LLM.int8's product (arXiv 2208.07339): activations are quantized by rows, integers multiplied,
 //! and columns that hold an outlier added in f32.
 
-use rayon::prelude::*;
-
 use super::convert::widen;
 use super::dispatch::Isa;
 use super::int8::multiply_transposed;
@@ -11,7 +9,7 @@ use super::simd::{Simd, Task};
 use super::{Cpu, check_linear, reference};
 use crate::format::{Layout, Packing, Values};
 use crate::tensor::rows_cols;
-use crate::{Element, Error, Format, QTensor, Result};
+use crate::{Element, Error, Format, QTensor, Result, threads};
 
 /// Columns of `y` that are written together: a cache line of f32.
 const LINE: usize = 16;
@@ -115,11 +113,11 @@ impl Rows {
         let task = |((x, codes), found): ((&[T], &mut [i8]), &mut Found)| {
             *found = isa.run(QuantizeRow { format, x, threshold, codes });
         };
+        let rows = x.chunks_exact(k).zip(codes.chunks_exact_mut(k)).zip(&mut found);
         if pool.is_serial() || m == 1 {
-            x.chunks_exact(k).zip(codes.chunks_exact_mut(k)).zip(&mut found).for_each(task);
+            rows.for_each(task);
         } else {
-            let rows = x.par_chunks_exact(k).zip(codes.par_chunks_exact_mut(k));
-            rows.zip(&mut found).for_each(task);
+            threads::for_each(rows, task);
         }
         let mut columns: Vec<usize> =
             found.iter().flat_map(|(_, columns)| columns).copied().collect();

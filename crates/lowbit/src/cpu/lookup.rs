@@ -172,7 +172,7 @@ impl Tables<'_> {
 
     /// Rows that a thread should take.
     pub fn rows(&self) -> usize {
-        ROWS.min(self.n.div_ceil(4 * rayon::current_num_threads()).max(1))
+        ROWS.min(self.n.div_ceil(4 * crate::threads::count()).max(1))
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use super::kept::{self, Block, Kept};
 use super::kernels::{AdEmaMix, Adam, Kernel, Lion, Momentum, Squares, Vectors};
 use super::rule::Coefficients;
@@ -12,7 +10,7 @@ use super::{BLOCK_SIZE, Moment, Rule};
 use crate::cpu::Isa;
 use crate::cpu::convert::{narrow, widen};
 use crate::cpu::simd::{Simd, Task};
-use crate::{DType, Element};
+use crate::{DType, Element, threads};
 
 /// Parameters of a piece of work: whole blocks, and long enough for the memory to run ahead.
 const PIECE: usize = 1 << 16;
@@ -83,11 +81,14 @@ impl Pass<'_> {
         let task =
             |piece: Piece<'_, T, M, N>| self.isa.run(Run::<T, K, M, N, NORMS>(piece, PhantomData));
         // Added in order, so that the number of threads does not matter.
-        let squares: Vec<[f64; 2]> = if alone {
-            pieces.into_iter().map(task).collect()
+        let mut squares = vec![[0.0; 2]; pieces.len()];
+        let pieces = pieces.into_iter().zip(&mut squares);
+        let task = |(piece, squares): (_, &mut [f64; 2])| *squares = task(piece);
+        if alone {
+            pieces.for_each(task)
         } else {
-            pieces.into_par_iter().map(task).collect()
-        };
+            threads::for_each(pieces, task)
+        }
         squares.iter().fold([0.0; 2], |sum, s| [sum[0] + s[0], sum[1] + s[1]])
     }
 }

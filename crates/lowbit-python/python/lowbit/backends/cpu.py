@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowbit import _native, formats
-from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
+from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, openmp
 from lowbit.backends.checks import (
     check_bias,
     check_f32,
@@ -25,6 +25,7 @@ from lowbit.backends.checks import (
 
 _threads = 0
 
+_native.use_openmp(openmp.parallel())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_native.after_fork)
 
