@@ -1,15 +1,15 @@
 //! Weights to codes and scales, on all threads.
 
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::check_len;
 use super::convert;
 use super::dispatch::Isa;
 use super::reference::{Scaling, assemble, check_quantize, encoder_of, finish};
-use super::simd::{Simd, Task};
+use super::simd::{MOST_LANES, Simd, Task};
 use crate::format::{Encoder, Layout, Packing, ScaleKind, Values, absmean};
 use crate::tensor::Geometry;
-use crate::{DType, Element, Error, Format, QTensor, Result, Scales, pack};
+use crate::{DType, Element, Error, Format, QTensor, Result, Scales, pack, threads};
 
 /// Weights of a piece of work.
 const PIECE: usize = 1 << 16;
@@ -59,14 +59,19 @@ pub(crate) fn quantize_into<T: Element>(
         let task = |((w, absmax), codes): ((&[T], &mut [f32]), &mut [u8])| {
             isa.run(Piece { format, g: &g, coder: &coder, w, absmax, codes })
         };
-        let finite = if w.len() <= PIECE {
-            let parts = w.chunks(weights).zip(absmax.chunks_mut(blocks));
-            parts.zip(codes.chunks_mut(bytes)).all(task)
-        } else {
-            let parts = w.par_chunks(weights).zip(absmax.par_chunks_mut(blocks));
-            parts.zip(codes.par_chunks_mut(bytes)).map(task).reduce(|| true, |a, b| a && b)
+        let parts = w.chunks(weights).zip(absmax.chunks_mut(blocks)).zip(codes.chunks_mut(bytes));
+        let finite = AtomicBool::new(true);
+        let task = |part| {
+            if !task(part) {
+                finite.store(false, Ordering::Relaxed);
+            }
         };
-        if !finite {
+        if w.len() <= PIECE {
+            parts.for_each(task)
+        } else {
+            threads::for_each(parts, task)
+        }
+        if !finite.into_inner() {
             return Err(not_finite(w));
         }
     }
@@ -97,7 +102,7 @@ fn stacked<T: Element>(
     *scale = absmean(&wide);
     let scaling = Scaling::new(format, *scale);
     let k = codes.len() / rows;
-    codes.par_chunks_mut(k).enumerate().for_each(|(row, codes)| {
+    threads::for_each(codes.chunks_mut(k).enumerate(), |(row, codes)| {
         codes.fill(0);
         for (i, w) in wide.chunks_exact(k).skip(row).step_by(rows).enumerate() {
             for (byte, w) in codes.iter_mut().zip(w) {
@@ -230,19 +235,31 @@ impl<T: Element> Task for Piece<'_, T> {
             None => (w.len(), absmax.len(), codes.len()),
             Some(bytes) => (g.k, g.k.div_ceil(g.block_size), bytes),
         };
+        // Blocks that fill no vectors by themselves are encoded several at a time.
+        let few = (4 * S::LANES / g.block_size).max(1);
+        let together = few * g.block_size;
+        let mut scaled = [0.0; 4 * MOST_LANES];
         let runs = w.chunks(run).zip(absmax.chunks_mut(run_blocks));
         for ((w, absmax), codes) in runs.zip(codes.chunks_mut(run_bytes)) {
-            for (i, (w, absmax)) in w.chunks(g.block_size).zip(absmax).enumerate() {
+            for (i, (w, absmax)) in w.chunks(together).zip(absmax.chunks_mut(few)).enumerate() {
                 let w = widen(s, w, &mut buffer);
-                let bits = s.max_magnitude_bits(w);
-                if bits >= f32::INFINITY.to_bits() {
-                    return false;
+                let at = i * together;
+                if few == 1 {
+                    let Some(scaling) = encode.scaling(w, &mut absmax[0]) else {
+                        return false;
+                    };
+                    encode.block(w, scaling, codes, at);
+                    continue;
                 }
-                *absmax = match format.scale {
-                    ScaleKind::Absmean => absmean(w),
-                    _ => f32::from_bits(bits),
-                };
-                encode.block(w, Scaling::new(format, *absmax), codes, i * g.block_size);
+                let scaled = &mut scaled[..w.len()];
+                let blocks = w.chunks(g.block_size).zip(scaled.chunks_mut(g.block_size));
+                for ((w, scaled), absmax) in blocks.zip(absmax) {
+                    let Some(scaling) = encode.scaling(w, absmax) else { return false };
+                    for (w, scaled) in w.iter().zip(scaled) {
+                        *scaled = scaling.apply(*w);
+                    }
+                }
+                encode.block(scaled, Scaling::ONE, codes, at);
             }
             if let Layout::Rows { pad, .. } = format.layout {
                 encode.pad(codes, run, run.next_multiple_of(pad));
@@ -289,6 +306,20 @@ struct Encode<'a, S: Simd> {
 }
 
 impl<S: Simd> Encode<'_, S> {
+    /// Writes a block's absmax; nothing for a block with numbers that are not finite.
+    #[inline(always)]
+    fn scaling(&self, w: &[f32], absmax: &mut f32) -> Option<Scaling> {
+        let bits = self.s.max_magnitude_bits(w);
+        if bits >= f32::INFINITY.to_bits() {
+            return None;
+        }
+        *absmax = match self.format.scale {
+            ScaleKind::Absmean => absmean(w),
+            _ => f32::from_bits(bits),
+        };
+        Some(Scaling::new(self.format, *absmax))
+    }
+
     /// Codes of a block that begins at weight `at` of the run whose bytes are `codes`.
     #[inline(always)]
     fn block(&self, w: &[f32], scaling: Scaling, codes: &mut [u8], at: usize) {

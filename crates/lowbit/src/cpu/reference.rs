@@ -122,6 +122,9 @@ pub(crate) struct Scaling {
 }
 
 impl Scaling {
+    /// For what is on that axis already.
+    pub const ONE: Scaling = Scaling { factor: 1.0, divisor: None };
+
     pub fn new(format: &Format, absmax: f32) -> Self {
         let factor = match format.scale {
             ScaleKind::E8M0 => 1.0 / crate::e8m0_to_f32(e8m0_of(format, absmax)),
