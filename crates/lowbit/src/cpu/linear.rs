@@ -1,13 +1,12 @@
 //! `y = x wᵀ`: which kernel, over which rows, on how many threads.
 
-use rayon::prelude::*;
-
 use super::byte_tables::{self, LookUp256, LooksUp};
 use super::convert::narrow;
 use super::dispatch::Isa;
 use super::gemm::Gemm;
 use super::gemm_few::{self, GemmFew};
 use super::gemm_matrix::{self, GemmMatrix};
+use super::gemm_pairs;
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
@@ -18,7 +17,7 @@ use super::simd::{Simd, Task};
 use super::tile;
 use super::to_f32;
 use super::view::View;
-use crate::{DType, Element};
+use crate::{DType, Element, threads};
 
 /// Multiply-adds below which one thread is faster than several: waking one takes as long.
 const PARALLEL_FROM: usize = 1 << 20;
@@ -36,8 +35,8 @@ const ROWS_WIDE: usize = 8 * tile::ROWS;
 const BATCH: usize = 72;
 /// The same where tiles are wide: a multiple of every width.
 const BATCH_WIDE: usize = 96;
-/// The same where a machine multiplies matrices; weights are then a small part of what there is to do.
-const BATCH_MATRIX: usize = 512;
+/// The same where a machine multiplies matrices or pairs, which read them once for many rows of weights.
+const BATCH_LARGE: usize = 512;
 /// Rows of `w` that a thread then takes at once, if there are enough.
 const ROWS_MATRIX: usize = 128;
 /// Rows of `y` that are transposed together: a cache line of f32.
@@ -67,8 +66,8 @@ pub(crate) fn linear<T: Element>(
         true => (BATCH, 4),
         false => (BATCH_WIDE, isa.run(Width)),
     };
-    let matrices = isa.run(UsesMatrices { m, split });
-    let batch = if matrices { BATCH_MATRIX } else { batch };
+    let large = isa.run(UsesMatrices { m, split }) || isa.run(UsesPairs { m, split });
+    let batch = if large { BATCH_LARGE } else { batch };
     let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
     let batches = y.chunks_mut(rows * n).enumerate();
     pool.enter(|| {
@@ -107,6 +106,12 @@ fn multiply<T: Element>(
         if !p.failed() {
             return finish(isa, &yt, bias, y, n, pool);
         }
+    }
+    if isa.run(UsesPairs { m, split })
+        && let Some(p) = gemm_pairs::prepare(isa, view, x, m, false, pool)
+        && p.multiply(isa, &mut yt, pool)
+    {
+        return finish(isa, &yt, bias, y, n, pool);
     }
     let x = &*to_f32(x);
     let sixteen = if isa.run(Uses16 { m, split }) {
@@ -158,7 +163,7 @@ fn multiply<T: Element>(
 }
 
 /// `y: [M, N]` from `yt: [N, M]`, the bias added.
-fn finish<T: Element>(
+pub(crate) fn finish<T: Element>(
     isa: Isa,
     yt: &[f32],
     bias: Option<&[f32]>,
@@ -168,7 +173,7 @@ fn finish<T: Element>(
 ) {
     let m = y.len() / n;
     // All threads have some of a few rows.
-    let rows = LINE.min(m.div_ceil(rayon::current_num_threads()));
+    let rows = LINE.min(m.div_ceil(threads::count()));
     pool.each(y, rows * n, n * m, |i, y| {
         isa.run(Finish { yt, m, first: i * rows, bias, n, y });
     });
@@ -248,6 +253,21 @@ impl Task for UsesMatricesForFew {
     }
 }
 
+/// Whether products are those of pairs of 16-bit integers. The transposed product asks this, too.
+pub(crate) struct UsesPairs {
+    pub m: usize,
+    /// f32 activations, which would take three products for one.
+    pub split: bool,
+}
+
+impl Task for UsesPairs {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        s.matrix().is_none() && !self.split && self.m >= S::PAIRS_FROM
+    }
+}
+
 /// Whether products are taken in 16-bit integers where they can be.
 struct Uses16 {
     m: usize,
@@ -285,9 +305,9 @@ impl Pool {
         self.serial
     }
 
-    /// Runs all steps of an operation: one way into the thread pool instead of one for each.
+    /// Runs all steps of an operation: as `threads::enter` does.
     pub fn enter(&self, steps: impl FnOnce() + Send) {
-        if self.serial { steps() } else { rayon::scope(|_| steps()) }
+        if self.serial { steps() } else { threads::enter(steps) }
     }
 
     /// `f(index, chunk)` for all chunks of that length, which read or write `work` numbers.
@@ -301,7 +321,7 @@ impl Pool {
         if self.serial || work < PARALLEL_FROM / 16 {
             out.chunks_mut(len).enumerate().for_each(|(i, part)| f(i, part));
         } else {
-            out.par_chunks_mut(len).enumerate().for_each(|(i, part)| f(i, part));
+            threads::for_each(out.chunks_mut(len).enumerate(), |(i, part)| f(i, part));
         }
     }
 

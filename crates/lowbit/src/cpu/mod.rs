@@ -12,6 +12,7 @@ mod gemm;
 mod gemm16;
 mod gemm_few;
 mod gemm_matrix;
+mod gemm_pairs;
 mod gemm_wide;
 mod gemv;
 mod groups;
@@ -49,7 +50,8 @@ use crate::{
 };
 use view::{DecodeRow, View};
 
-/// The CPU with one instruction set. Work is spread over rayon's current thread pool.
+/// The CPU with one instruction set. Work is spread over rayon's current thread pool, or over the
+/// [team](crate::threads) that is given.
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu {
     isa: Isa,

@@ -4,7 +4,8 @@ use super::buffer::Buffer;
 use super::convert::narrow;
 use super::dispatch::Isa;
 use super::gemm_matrix::{self, HasMatrices};
-use super::linear::Pool;
+use super::gemm_pairs;
+use super::linear::{self, Pool, UsesPairs};
 use super::simd::matrix::BLOCK;
 use super::simd::{Simd, Task};
 use super::tile::{self, ROWS, multiply};
@@ -16,6 +17,10 @@ use crate::{DType, Element};
 const COLS: usize = 128;
 /// Rows of `w` that are decoded together.
 const DEPTH: usize = 128;
+
+/// Rows of activations of 16 bits from which on pairs of 16-bit integers are faster, where they are for `linear`:
+/// to round weights takes as long here as to multiply them with so many.
+const PAIRS_FROM: usize = 32;
 
 /// Rows of activations of 16 bits from which on matrices are faster where a machine multiplies them.
 const MATRICES_FROM: usize = 24;
@@ -35,6 +40,15 @@ pub(crate) fn linear_transposed<T: Element>(
     let m = dx.len() / k;
     let pool = Pool::for_work(m * n * k);
     pool.enter(|| {
+        if m >= PAIRS_FROM
+            && isa.run(UsesPairs { m, split: precision == DType::F32 })
+            && let Some(p) = gemm_pairs::prepare(isa, view, dy, m, true, &pool)
+        {
+            let mut dxt = vec![0.0; k * m];
+            if p.multiply(isa, &mut dxt, &pool) {
+                return linear::finish(isa, &dxt, None, dx, k, &pool);
+            }
+        }
         let use_matrices = precision != DType::F32 && m >= MATRICES_FROM && isa.run(HasMatrices);
         // [K / COLS, M, COLS]: each thread owns its columns. Matrices fill whole blocks of rows.
         let mut len = if use_matrices { m.next_multiple_of(BLOCK) } else { m } * COLS;

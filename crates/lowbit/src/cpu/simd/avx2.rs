@@ -131,6 +131,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn max_magnitude(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let b = _mm256_and_si256(_mm256_castps_si256(b), _mm256_set1_epi32(0x7fff_ffff));
+            _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), b))
+        }
+    }
+    #[inline(always)]
     fn sum(self, v: __m256) -> f32 {
         // SAFETY: see the top of this block.
         unsafe {
@@ -367,6 +375,50 @@ impl Simd for Avx2 {
             let cd = _mm256_add_epi32(products(c, &x[32..]), products(d, &x[48..]));
             _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(ab, cd)), scales, acc)
         }
+    }
+
+    type Sums = __m256i;
+    const PAIRS_FROM: usize = 13;
+    #[inline(always)]
+    fn no_sums(self) -> __m256i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> __m256i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_set1_epi32(pair) }
+    }
+    #[inline(always)]
+    fn load_pairs(self, pairs: &[i32]) -> __m256i {
+        let pairs = &pairs[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_loadu_si256(pairs.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn sums_to_f32(self, sums: __m256i) -> __m256 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_cvtepi32_ps(sums) }
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, a: __m256, b: __m256) -> __m256i {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let (a, b) = (_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b))
+        }
+    }
+    #[inline(always)]
+    fn store_pairs(self, pairs: __m256i, out: &mut [i32]) {
+        let out = &mut out[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), pairs) }
     }
 
     type Int = i16;

@@ -152,6 +152,14 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn max_magnitude(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let b = _mm512_castps_si512(_mm512_abs_ps(b));
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), b))
+        }
+    }
+    #[inline(always)]
     fn sum(self, v: __m512) -> f32 {
         // SAFETY: see the top of this block.
         unsafe { _mm512_reduce_add_ps(v) }
@@ -340,6 +348,50 @@ impl Simd for Avx512 {
             let sum = _mm512_dpwssd_epi32(sum, w[1], odd);
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, acc)
         }
+    }
+
+    type Sums = __m512i;
+    const PAIRS_FROM: usize = 13;
+    #[inline(always)]
+    fn no_sums(self) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_set1_epi32(pair) }
+    }
+    #[inline(always)]
+    fn load_pairs(self, pairs: &[i32]) -> __m512i {
+        let pairs = &pairs[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_loadu_si512(pairs.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_dpwssd_epi32(sums, a, b) }
+    }
+    #[inline(always)]
+    fn sums_to_f32(self, sums: __m512i) -> __m512 {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_cvtepi32_ps(sums) }
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, a: __m512, b: __m512) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let (a, b) = (_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+            _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(b))
+        }
+    }
+    #[inline(always)]
+    fn store_pairs(self, pairs: __m512i, out: &mut [i32]) {
+        let out = &mut out[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), pairs) }
     }
 
     /// Signed; `vpdpbusd` takes the other factor, weights, without a sign.

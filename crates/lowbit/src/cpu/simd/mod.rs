@@ -94,6 +94,8 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     fn sign(self, v: Self::F) -> Self::F;
     /// `then` in the lanes where `test` is finite, `otherwise` in the others.
     fn if_finite(self, test: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    /// `|b|` where that is above `a`, which has no sign, or not finite.
+    fn max_magnitude(self, a: Self::F, b: Self::F) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, v: Self::F) -> f32;
     /// Whether every lane is finite: others times zero are NaN.
@@ -155,6 +157,25 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     fn scale(self, both: f32) -> Self::Scales;
     /// `acc + scale * sum(w x)`, spread over the lanes; `x` are 64 numbers in a step's order.
     fn dot_step(self, acc: Self::F, w: Self::Step, x: &[i16], scales: Self::Scales) -> Self::F;
+
+    /// `LANES` i32, each a sum or a pair of i16.
+    type Sums: Copy;
+    /// Fewest rows of 16-bit activations for which pairs of 16-bit integers are faster than all else.
+    const PAIRS_FROM: usize;
+    /// Zeros.
+    fn no_sums(self) -> Self::Sums;
+    /// A pair in every lane.
+    fn splat_pair(self, pair: i32) -> Self::Sums;
+    /// `LANES` pairs.
+    fn load_pairs(self, pairs: &[i32]) -> Self::Sums;
+    /// Adds to each sum both products of two pairs; the result fits.
+    fn dot_pairs(self, sums: Self::Sums, a: Self::Sums, b: Self::Sums) -> Self::Sums;
+    /// The nearest f32.
+    fn sums_to_f32(self, sums: Self::Sums) -> Self::F;
+    /// The nearest integers as pairs; they fit.
+    fn round_pairs(self, a: Self::F, b: Self::F) -> Self::Sums;
+    /// Writes `LANES` pairs.
+    fn store_pairs(self, pairs: Self::Sums, out: &mut [i32]);
 
     /// An 8-bit activation as the product of integers takes it.
     type Int: bytemuck::Pod + Send + Sync;

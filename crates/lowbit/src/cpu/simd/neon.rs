@@ -116,6 +116,11 @@ impl Simd for Neon {
         unsafe { vbslq_f32(vcaltq_f32(test, vdupq_n_f32(f32::INFINITY)), then, otherwise) }
     }
     #[inline(always)]
+    fn max_magnitude(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe { vmaxq_f32(a, vabsq_f32(b)) } // Which is NaN if either is.
+    }
+    #[inline(always)]
     fn sum(self, v: float32x4_t) -> f32 {
         // SAFETY: see the top of this block.
         unsafe { vaddvq_f32(v) }
@@ -305,6 +310,54 @@ impl Simd for Neon {
             }
         }
         acc
+    }
+
+    type Sums = int32x4_t;
+    // A product of 16 bits takes as long as one of f32.
+    const PAIRS_FROM: usize = usize::MAX;
+    #[inline(always)]
+    fn no_sums(self) -> int32x4_t {
+        self.splat_pair(0)
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> int32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe { vdupq_n_s32(pair) }
+    }
+    #[inline(always)]
+    fn load_pairs(self, pairs: &[i32]) -> int32x4_t {
+        let pairs = &pairs[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { vld1q_s32(pairs.as_ptr()) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
+            let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+            vaddq_s32(sums, vpaddq_s32(low, vmull_high_s16(a, b)))
+        }
+    }
+    #[inline(always)]
+    fn sums_to_f32(self, sums: int32x4_t) -> float32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe { vcvtq_f32_s32(sums) }
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, a: float32x4_t, b: float32x4_t) -> int32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let low = vandq_s32(vcvtnq_s32_f32(a), vdupq_n_s32(0xffff));
+            vorrq_s32(low, vshlq_n_s32::<16>(vcvtnq_s32_f32(b)))
+        }
+    }
+    #[inline(always)]
+    fn store_pairs(self, pairs: int32x4_t, out: &mut [i32]) {
+        let out = &mut out[..LANES];
+        // SAFETY: see the top of this block.
+        unsafe { vst1q_s32(out.as_mut_ptr(), pairs) }
     }
 
     type Int = i16;

@@ -95,6 +95,10 @@ impl Simd for Portable {
         each(|i| if test[i].is_finite() { then[i] } else { otherwise[i] })
     }
     #[inline(always)]
+    fn max_magnitude(self, a: F, b: F) -> F {
+        each(|i| f32::from_bits(a[i].to_bits().max(b[i].abs().to_bits())))
+    }
+    #[inline(always)]
     fn sum(self, v: F) -> f32 {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
@@ -192,6 +196,42 @@ impl Simd for Portable {
             }
         }
         acc
+    }
+
+    type Sums = [i32; LANES];
+    // Not every machine has instructions for them.
+    const PAIRS_FROM: usize = usize::MAX;
+    #[inline(always)]
+    fn no_sums(self) -> [i32; LANES] {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: i32) -> [i32; LANES] {
+        [pair; LANES]
+    }
+    #[inline(always)]
+    fn load_pairs(self, pairs: &[i32]) -> [i32; LANES] {
+        let pairs = &pairs[..LANES];
+        std::array::from_fn(|i| pairs[i])
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: [i32; LANES], a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        let (low, high) = (|v: i32| i32::from(v as i16), |v: i32| v >> 16);
+        std::array::from_fn(|i| sums[i] + low(a[i]) * low(b[i]) + high(a[i]) * high(b[i]))
+    }
+    #[inline(always)]
+    fn sums_to_f32(self, sums: [i32; LANES]) -> F {
+        each(|i| sums[i] as f32)
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, a: F, b: F) -> [i32; LANES] {
+        let nearest = |v: f32| self.round(v) as i32;
+        std::array::from_fn(|i| nearest(a[i]) & 0xffff | nearest(b[i]) << 16)
+    }
+    #[inline(always)]
+    fn store_pairs(self, pairs: [i32; LANES], out: &mut [i32]) {
+        out[..LANES].copy_from_slice(&pairs);
     }
 
     type Int = i16;
