@@ -21,6 +21,7 @@ pub mod measure;
 mod memo;
 pub mod msl;
 mod numbers;
+pub mod optim;
 pub mod plan;
 mod prelude;
 mod product;

@@ -8,7 +8,9 @@ mod golden;
 #[cfg(unix)]
 mod metal;
 mod model;
+mod optim;
 mod products;
+mod typed;
 
 use lowbit_gpu::{Adapter, Gpu};
 
