@@ -5,6 +5,7 @@ mod counting;
 mod device;
 mod experts;
 mod golden;
+mod int8;
 #[cfg(unix)]
 mod metal;
 mod model;
