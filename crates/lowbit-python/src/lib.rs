@@ -19,8 +19,9 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::metal::{
-        optimizer_params, plan_dequantize, plan_linear, plan_linear_transposed, plan_optimizer_norm,
-        plan_optimizer_update, plan_quantize,
+        optimizer_params, plan_dequantize, plan_int8_linear, plan_int8_matmul, plan_int8_rescale,
+        plan_linear, plan_linear_transposed, plan_optimizer_norm, plan_optimizer_update,
+        plan_quantize,
     };
     #[pymodule_export]
     use crate::operations::{

@@ -109,6 +109,52 @@ pub fn plan_linear_transposed(weight: PyDescription, dtype: &str, m: Size) -> Py
     })
 }
 
+/// `a, b -> a bᵀ` of integers: `m` and `n` rows of `k`.
+#[pyfunction]
+pub fn plan_int8_matmul(m: Size, n: Size, k: Size) -> PyResult<PyPlan> {
+    let (m, n) = (rows(m)?, rows(n)?);
+    planned(|planner| {
+        let a = planner.input("a", m.saturating_mul(k.0) as u64);
+        let b = planner.input("b", n.saturating_mul(k.0) as u64);
+        Ok(vec![lowbit_gpu::int8_matmul(planner, &a, &b, [m, n, k.0])?])
+    })
+}
+
+/// `sums, rows, columns, bias -> sums * rows * columns / 127² + bias` in that type.
+#[pyfunction]
+pub fn plan_int8_rescale(dtype: &str, m: Size, n: Size, bias: bool) -> PyResult<PyPlan> {
+    let (dtype, m, n) = (self::dtype(dtype)?, rows(m)?, rows(n)?);
+    planned(|planner| {
+        let sums = planner.input("sums", numbers(m, n, DType::F32));
+        let rows = planner.input("rows", numbers(m, 1, DType::F32));
+        let columns = planner.input("columns", numbers(1, n, DType::F32));
+        let bias = bias.then(|| planner.input("bias", numbers(1, n, dtype)));
+        let scales = [&rows, &columns];
+        let sizes = [m, n];
+        Ok(vec![lowbit_gpu::int8_rescale(planner, &sums, scales, bias.as_ref(), sizes, dtype)?])
+    })
+}
+
+/// `x, bias, weight -> x wᵀ + bias` as LLM.int8 computes it, with `m` rows of that type.
+#[pyfunction]
+pub fn plan_int8_linear(
+    weight: PyDescription,
+    dtype: &str,
+    m: Size,
+    bias: bool,
+    threshold: f32,
+) -> PyResult<PyPlan> {
+    let (dtype, m) = (self::dtype(dtype)?, rows(m)?);
+    weight.planned(|planner, description| {
+        let g = description.geometry()?;
+        let x = planner.input("x", numbers(m, g.k, dtype));
+        let bias = bias.then(|| planner.input("bias", numbers(1, g.n, dtype)));
+        let weight = planner.weight(description)?;
+        let y = lowbit_gpu::int8_linear(planner, &x, m, &weight, threshold, bias.as_ref(), dtype)?;
+        Ok(vec![y])
+    })
+}
+
 /// `p, g, moments -> ` a step, which changes all but `g`; with numbers of its own only in the parameters
 /// of its kernels, which [`optimizer_params`] tells.
 #[pyfunction]

@@ -262,6 +262,62 @@ def test_operations_of_bitsandbytes():
     assert ours["quantize_4bit"](w, 64, "fp4", torch.bfloat16)[0].dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("size", [(1, 40, 96), (5, 33, 101), (70, 66, 68), (2, 3, 0), (0, 3, 8)])
+def test_products_of_integers_are_exact(size):
+    m, n, k = size
+    a, b = (torch.randint(-128, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
+    sums = mps.int8_matmul(a, b)
+    assert sums.dtype is torch.int32 and torch.equal(sums.long(), a.long() @ b.long().t())
+    assert torch.equal(mps.int8_matmul(a.view(m, 1, k), b), sums.view(m, 1, n))
+    behind = torch.cat([b.new_zeros(3), b.view(-1)])[3:].view(n, k)
+    assert torch.equal(mps.int8_matmul(a, behind), sums)
+    rows, columns = torch.rand(m), torch.rand(n)
+    for dtype in LIMITS:
+        for bias in (None, torch.randn(n)):
+            out = mps.int8_rescale(sums, rows, columns, bias, dtype)
+            expected = cpu.int8_rescale(sums, rows, columns, bias, torch.float32)
+            if bias is not None:
+                expected += bias.to(dtype).float() - bias
+            same(out, expected, dtype)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.5])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 40, 96), (3, 33, 101), (70, 66, 68)])
+def test_llm_int8_is_that_of_the_cpu(m, n, k, threshold):
+    q, scales = F.quantize_rowwise(torch.randn(n, k))
+    weight = F.QuantState(scales, q.shape, "int8", k, torch.float32).weight(q)
+    for dtype, bias in zip(LIMITS, (None, torch.randn(n), torch.randn(n)), strict=True):
+        x = torch.randn(m, 1, k)
+        x[0, 0, 3], x[-1, 0, k // 2] = 40.0, -9.0
+        x = x.to(dtype)
+        y = mps.int8_linear(x, bias, threshold, *weight)
+        rounded = None if bias is None else bias.to(dtype).float()
+        same(y, cpu.int8_linear(x.float(), rounded, threshold, *weight), dtype)
+    bad = torch.randn(3, k)
+    bad[1, 5] = torch.nan
+    y = mps.int8_linear(bad, None, threshold, *weight)
+    assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+
+
+def test_integers_that_cannot_be_multiplied_are_refused():
+    ones = torch.ones(3, 8, dtype=torch.int8)
+    weight = quantized("nf4", 6, 64)
+    for run, named in (
+        (lambda: mps.int8_matmul(ones.int(), ones), "a: expected torch.int8"),
+        (lambda: mps.int8_matmul(ones, ones[:, :4]), "a, b: expected"),
+        (lambda: mps.int8_matmul(*[torch.ones(1, 1 << 17, dtype=torch.int8)] * 2), "131071"),
+        (lambda: mps.int8_rescale(ones, *torch.ones(2, 3), None, torch.float32), "torch.int32"),
+        (lambda: mps.int8_rescale(ones.int(), *torch.ones(2, 3), None, torch.half), "sums: expect"),
+        (lambda: mps.int8_linear(torch.ones(2, 64), None, 0.0, *weight), "8-bit integer row"),
+        (
+            lambda: mps.int8_linear(torch.ones(2, 64), None, -1.0, *weight),
+            "8-bit integer|threshold",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=named):
+            run()
+
+
 def steps_of(rule, n, dtype, bits, settings, steps=3):
     """A parameter and its moments after some steps, each on "mps" and on the processor."""
     count = len(rules.by_name(rule).moments)

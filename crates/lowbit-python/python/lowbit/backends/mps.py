@@ -26,7 +26,7 @@ from lowbit.backends.checks import (
     has_half_scales,
     rows_and_columns,
 )
-from lowbit.backends.dense import int8_linear, int8_matmul, int8_rescale, sparse_matmul
+from lowbit.backends.dense import sparse_matmul
 from lowbit.rules import Settings
 
 __all__ = [
@@ -123,6 +123,48 @@ def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
 def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::embedding`."""
     return rows_of_table.embedding(dequantize, ids, dtype, *weight)
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`lowbit::int8_matmul`."""
+    for name, t in (("a", a), ("b", b)):
+        if t.dtype is not torch.int8:
+            raise TypeError(f"{name}: expected torch.int8, got {t.dtype}")
+    if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
+    rows, (n, k) = a.shape[:-1], b.shape
+    plan = _plan("int8_matmul", a.device, math.prod(rows), n, k)
+    (sums,) = plan.run({"a": a, "b": b}, Result(torch.int32, [*rows, n]))
+    return sums
+
+
+def int8_rescale(
+    sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`lowbit::int8_rescale`."""
+    if sums.dtype is not torch.int32:
+        raise TypeError(f"sums: expected torch.int32, got {sums.dtype}")
+    check_f32(rows, "rows")
+    check_f32(columns, "columns")
+    inputs = {"sums": sums, "rows": rows, "columns": columns}
+    if bias is not None:
+        inputs["bias"] = bias.to(dtype)
+    name = dtype_name(torch.empty(0, dtype=dtype), "dtype")
+    key = name, rows.numel(), columns.numel(), bias is not None
+    (out,) = _plan("int8_rescale", sums.device, *key).run(inputs, Result(dtype, sums.shape))
+    return out
+
+
+def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
+    """`lowbit::int8_linear`. Which columns hold outliers stays on the device."""
+    w = PackedWeight(*weight)
+    n, k = rows_and_columns(w)
+    inputs = {"x": _last_is(x, k, "x")}
+    if bias is not None:
+        inputs["bias"] = bias.to(x.dtype)
+    rows = x.shape[:-1]
+    key = math.prod(rows), bias is not None, float(threshold)
+    return _multiply("int8_linear", inputs, w, [*rows, n], *key)
 
 
 def optimizer_update(
