@@ -11,6 +11,7 @@ use crate::kernel::{Access, Builder, Kernel};
 use crate::memo::Memo;
 use crate::product::{Output, converted, output, scratch};
 use crate::queue::{Queue, count, cover};
+use crate::unroll::unroll;
 use crate::weight::{Codes, GpuWeight, Stored};
 
 const WORDS: &str = include_str!("kernels/int8_words.wgsl");
@@ -35,8 +36,8 @@ const DIVIDE: &str = include_str!("kernels/divide.wgsl");
 const GROUP: u32 = 256;
 /// Side of a tile of results in `int8_tile.wgsl`.
 const SIDE: u32 = 64;
-/// Rows of the weight that a group of threads takes in `int8_few.wgsl`, and rows of activations.
-const FEW_ROWS: [u32; 2] = [8, 4];
+/// Rows of the weight that a group of threads takes in `int8_few.wgsl`.
+const FEW_ROWS: u32 = 8;
 /// Rows of activations from which on tiles are multiplied.
 const TILES_FROM: usize = 17;
 /// Largest K for which no sum can leave an i32: `K * 128 * 128 < 2^31`.
@@ -50,8 +51,8 @@ const QUANTIZE: &[&str] = &["m", "k", "words", "threshold"];
 /// What the text of a product depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Kind {
-    /// For a few rows of `a`; else in tiles.
-    few: bool,
+    /// For so many rows of `a` at a time; 0: in tiles.
+    few: u32,
     /// Whether rows of `a`, and of `b`, begin with words.
     whole: [bool; 2],
     finish: Option<Finish>,
@@ -87,7 +88,7 @@ pub fn int8_matmul<Q: Queue>(
     fits(OP, queue, m.saturating_mul(k).max(n.saturating_mul(k)).max(4 * m * n))?;
     let y = queue.scratch(4 * (m * n) as u64)?;
     let whole = k % 4 == 0;
-    let kind = Kind { few: m < TILES_FROM, whole: [whole; 2], finish: None };
+    let kind = Kind { few: few(m), whole: [whole; 2], finish: None };
     let at = At { m, n, k, row_y: n, first_y: 0 };
     multiply(queue, kind, &[a, b, &y], at)?;
     Ok(y)
@@ -166,7 +167,7 @@ pub fn int8_linear<Q: Queue>(
     let rows = Rows::quantize(queue, x, [m, k], threshold, dtype)?;
     let finish = Finish { dtype, output, bias: bias.is_some(), outliers: threshold > 0.0, unit };
     // What an integer of the activations stands for is in the scales of their rows.
-    let kind = Kind { few: m < TILES_FROM, whole: [true, k % 4 == 0], finish: Some(finish) };
+    let kind = Kind { few: few(m), whole: [true, k % 4 == 0], finish: Some(finish) };
     let y = scratch(queue, output, m * n)?;
     for part in w.parts() {
         let own: Vec<&Q::Buffer> = part.buffers().collect();
@@ -242,24 +243,38 @@ struct At {
     first_y: usize,
 }
 
+/// Rows of activations that are multiplied at a time, if there are few.
+fn few(m: usize) -> u32 {
+    match m {
+        0..=1 => 1,
+        2..=4 => 4,
+        5..TILES_FROM => 8,
+        _ => 0,
+    }
+}
+
 fn multiply<Q: Queue>(queue: &Q, kind: Kind, buffers: &[&Q::Buffer], at: At) -> Result<()> {
     static KERNELS: Memo<Kind> = Memo::new();
     let kernel = KERNELS.get(kind, product_kernel);
     let At { m, n, k, row_y, first_y } = at;
     let sizes = [m, n, k, k.div_ceil(4), row_y, first_y].map(|size| size as u32);
-    let groups = if kind.few {
-        let [x, y, _] = cover(n as u64, FEW_ROWS[0], queue.limits());
-        [x, y, sizes[0].div_ceil(FEW_ROWS[1])]
-    } else {
-        [sizes[1].div_ceil(SIDE), sizes[0].div_ceil(SIDE), 1]
+    let groups = match kind.few {
+        0 => [sizes[1].div_ceil(SIDE), sizes[0].div_ceil(SIDE), 1],
+        few => {
+            let [x, y, _] = cover(n as u64, FEW_ROWS, queue.limits());
+            [x, y, sizes[0].div_ceil(few)]
+        }
     };
     queue.dispatch(&kernel, buffers, &sizes, groups)
 }
 
 fn product_kernel(kind: &Kind) -> Kernel {
-    let (name, body) = if kind.few { ("int8_few", FEW) } else { ("int8_tile", TILE) };
+    let (name, body) = if kind.few > 0 { ("int8_few", FEW) } else { ("int8_tile", TILE) };
+    let body = unroll(body, &[("FEW", kind.few)]);
     let mut builder = Builder::new(name)
         .types()
+        .tag(kind.few)
+        .constant("FEW", kind.few)
         .text(DOT)
         .bind("a", Access::Read, "array<u32>")
         .bind("b", Access::Read, "array<u32>");
@@ -273,7 +288,7 @@ fn product_kernel(kind: &Kind) -> Kernel {
         None => builder.bind("y", Access::ReadWrite, "array<i32>").text(&one_by_one("v.x", "v.y")),
         Some(finish) => finished(builder, finish),
     };
-    builder.build(PRODUCT, name, GROUP, body)
+    builder.build(PRODUCT, name, GROUP, &body)
 }
 
 /// `put`, which writes a result, and the one beside it if there is a second.

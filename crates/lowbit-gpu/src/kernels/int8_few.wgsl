@@ -2,9 +2,8 @@
 
 const LANES = 32u;
 const OWN = GROUP / LANES;
-const FEW = 4u;
 
-var<workgroup> parts: array<vec4<i32>, GROUP>;
+var<workgroup> parts: array<array<i32, GROUP>, FEW>;
 
 @compute @workgroup_size(GROUP)
 fn int8_few(
@@ -16,24 +15,27 @@ fn int8_few(
     let first_m = group.z * FEW;
     let n = first_n + thread / LANES;
     let lane = thread % LANES;
-    var sums = vec4<i32>();
+    //@ for r in FEW
+    var sum_$r = 0;
+    //@ end
     if (n < p.n) {
         for (var j = lane; j < p.words; j += LANES) {
             let b_own = b_word(n, j);
             // Rows beyond the last count as the last: their sums are not kept.
-            sums += vec4<i32>(
-                dot4(a_word(first_m, j), b_own),
-                dot4(a_word(min(first_m + 1u, p.m - 1u), j), b_own),
-                dot4(a_word(min(first_m + 2u, p.m - 1u), j), b_own),
-                dot4(a_word(min(first_m + 3u, p.m - 1u), j), b_own),
-            );
+            //@ for r in FEW
+            sum_$r += dot4(a_word(min(first_m + $ru, p.m - 1u), j), b_own);
+            //@ end
         }
     }
-    parts[thread] = sums;
+    //@ for r in FEW
+    parts[$r][thread] = sum_$r;
+    //@ end
     for (var half = LANES / 2u; half > 0u; half >>= 1u) {
         workgroupBarrier();
         if (lane < half) {
-            parts[thread] += parts[thread + half];
+            //@ for r in FEW
+            parts[$r][thread] += parts[$r][thread + half];
+            //@ end
         }
     }
     workgroupBarrier();
@@ -42,7 +44,7 @@ fn int8_few(
     let at = (thread % (OWN / 2u)) * 2u;
     let m = first_m + r;
     if (r < FEW && m < p.m && first_n + at < p.n) {
-        let both = vec2<i32>(parts[at * LANES][r], parts[(at + 1u) * LANES][r]);
+        let both = vec2<i32>(parts[r][at * LANES], parts[r][(at + 1u) * LANES]);
         put(m, first_n + at, both, first_n + at + 1u < p.n);
     }
 }

@@ -16,7 +16,9 @@ fn int8_tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     // What this thread loads: of one row, four words.
     let row = thread / 4u;
     let word = (thread % 4u) * 4u;
-    var sums: array<vec4<i32>, 4>;
+    //@ for r in 4
+    var sums_$r = vec4<i32>();
+    //@ end
     for (var start = 0u; start < p.words; start += DEPTH) {
         for (var i = 0u; i < 4u; i++) {
             let j = start + word + i;
@@ -37,24 +39,25 @@ fn int8_tile(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         for (var i = 0u; i < DEPTH; i++) {
             let a4 = a_tile[i][at_m];
             let b4 = b_tile[i][at_n];
-            for (var r = 0u; r < 4u; r++) {
-                sums[r] += vec4<i32>(
-                    dot4(a4[r], b4.x),
-                    dot4(a4[r], b4.y),
-                    dot4(a4[r], b4.z),
-                    dot4(a4[r], b4.w),
-                );
-            }
+            //@ for r in 4
+            sums_$r += vec4<i32>(
+                dot4(a4[$r], b4.x),
+                dot4(a4[$r], b4.y),
+                dot4(a4[$r], b4.z),
+                dot4(a4[$r], b4.w),
+            );
+            //@ end
         }
         workgroupBarrier();
     }
-    for (var r = 0u; r < 4u; r++) {
-        let m = first_m + at_m * 4u + r;
-        for (var i = 0u; i < 4u; i += 2u) {
-            let n = first_n + at_n * 4u + i;
-            if (m < p.m && n < p.n) {
-                put(m, n, vec2<i32>(sums[r][i], sums[r][i + 1u]), n + 1u < p.n);
-            }
+    let n = first_n + at_n * 4u;
+    //@ for r in 4
+    let m_$r = first_m + at_m * 4u + $ru;
+    if (m_$r < p.m && n < p.n) {
+        put(m_$r, n, sums_$r.xy, n + 1u < p.n);
+        if (n + 2u < p.n) {
+            put(m_$r, n + 2u, sums_$r.zw, n + 3u < p.n);
         }
     }
+    //@ end
 }

@@ -16,11 +16,12 @@ use lowbit_gpu::msl::Bounds;
 
 /// M, N and K: rows that begin with words and that do not, one and a few rows of activations, more than a
 /// tile of either, odd rows of results, single numbers, nothing.
-const SIZES: [[usize; 3]; 10] = [
+const SIZES: [[usize; 3]; 11] = [
     [1, 40, 96],
     [5, 33, 101],
     [19, 64, 257],
     [2, 3, 1],
+    [12, 21, 40],
     [70, 130, 68],
     [65, 67, 39],
     [4, 1, 4],
