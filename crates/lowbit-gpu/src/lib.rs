@@ -14,6 +14,7 @@ mod embed;
 pub mod experts;
 #[cfg(feature = "wgpu")]
 mod gpu;
+mod int8;
 mod kernel;
 mod matrix;
 #[cfg(feature = "wgpu")]
@@ -21,6 +22,7 @@ pub mod measure;
 mod memo;
 pub mod msl;
 mod numbers;
+pub mod optim;
 pub mod plan;
 mod prelude;
 mod product;
@@ -46,6 +48,7 @@ pub use elementwise::{add, columns, rows, silu_mul};
 pub use embed::{Ids, embed};
 #[cfg(feature = "wgpu")]
 pub use gpu::{Buffer, Gpu};
+pub use int8::{int8_linear, int8_matmul, int8_rescale};
 pub use kernel::{Access, Binding, Kernel, Needs};
 pub use matrix::Schedule;
 pub use product::{

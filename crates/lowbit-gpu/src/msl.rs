@@ -96,6 +96,11 @@ pub fn translate(kernel: &Kernel, bounds: Bounds) -> Result<Msl> {
         help: "this is a mistake in the kernel's text; report it".into(),
     };
     let (module, info) = parse(&kernel.source).map_err(refuse)?;
+    if bounds == Bounds::Checked && !lengths_are_in_order(&module) {
+        return Err(refuse(
+            "functions name buffers in another order than they are bound in".into(),
+        ));
+    }
     let options = options(kernel, &module, bounds);
     let pipeline = PipelineOptions {
         entry_point: Some((ShaderStage::Compute, kernel.entry.to_owned())),
@@ -166,6 +171,16 @@ fn options(kernel: &Kernel, module: &Module, bounds: Bounds) -> Options {
         emit_int_div_checks: checked,
         ..Options::default()
     }
+}
+
+/// Whether naga has the lengths of buffers in the order of their bindings: its own is that in which the
+/// text declares them, or functions before that name them.
+fn lengths_are_in_order(module: &Module) -> bool {
+    let storage = module.global_variables.iter().filter_map(|(_, variable)| {
+        let is_storage = matches!(variable.space, AddressSpace::Storage { .. });
+        variable.binding.filter(|_| is_storage).map(|binding| binding.binding)
+    });
+    storage.is_sorted()
 }
 
 fn arguments(kernel: &Kernel, bounds: Bounds) -> Vec<Argument> {

@@ -297,6 +297,11 @@ impl<B: Clone> GpuWeight<B> {
             && (self.n * self.k * bits) as u64 <= u64::from(u32::MAX)
     }
 
+    /// Whether no row has more than one block.
+    pub(crate) fn has_whole_rows(&self) -> bool {
+        self.parts.iter().all(|part| part.layout[7] <= 1)
+    }
+
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
     }

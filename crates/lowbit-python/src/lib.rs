@@ -18,7 +18,11 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
-    use crate::metal::{plan_dequantize, plan_linear, plan_linear_transposed, plan_quantize};
+    use crate::metal::{
+        optimizer_params, plan_dequantize, plan_int8_linear, plan_int8_matmul, plan_int8_rescale,
+        plan_linear, plan_linear_transposed, plan_optimizer_norm, plan_optimizer_update,
+        plan_quantize,
+    };
     #[pymodule_export]
     use crate::operations::{
         dequantize, double_quantize, embedding, int8_linear, int8_matmul, int8_rescale, linear,

@@ -6,14 +6,17 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lowbit::optim::{Rule, Settings};
 use lowbit::{DType, Format, Geometry, formats};
 use lowbit_gpu::msl::{self, ArgumentKind, Bounds, Msl};
+use lowbit_gpu::optim::{Moment, Optimizer, Parameter};
 use lowbit_gpu::plan::{Content, Plan, Planner, Step};
 use lowbit_gpu::{Description, Kernel};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::memory::{Size, sizes};
+use crate::optimizer;
 use crate::to_python;
 
 /// A weight without its numbers: format, shape, block size, nested block size, and whether its
@@ -104,6 +107,142 @@ pub fn plan_linear_transposed(weight: PyDescription, dtype: &str, m: Size) -> Py
         let weight = planner.weight(description)?;
         Ok(vec![lowbit_gpu::linear_transposed(planner, &dy, m, &weight, dtype)?])
     })
+}
+
+/// `a, b -> a bᵀ` of integers: `m` and `n` rows of `k`.
+#[pyfunction]
+pub fn plan_int8_matmul(m: Size, n: Size, k: Size) -> PyResult<PyPlan> {
+    let (m, n) = (rows(m)?, rows(n)?);
+    planned(|planner| {
+        let a = planner.input("a", m.saturating_mul(k.0) as u64);
+        let b = planner.input("b", n.saturating_mul(k.0) as u64);
+        Ok(vec![lowbit_gpu::int8_matmul(planner, &a, &b, [m, n, k.0])?])
+    })
+}
+
+/// `sums, rows, columns, bias -> sums * rows * columns / 127² + bias` in that type.
+#[pyfunction]
+pub fn plan_int8_rescale(dtype: &str, m: Size, n: Size, bias: bool) -> PyResult<PyPlan> {
+    let (dtype, m, n) = (self::dtype(dtype)?, rows(m)?, rows(n)?);
+    planned(|planner| {
+        let sums = planner.input("sums", numbers(m, n, DType::F32));
+        let rows = planner.input("rows", numbers(m, 1, DType::F32));
+        let columns = planner.input("columns", numbers(1, n, DType::F32));
+        let bias = bias.then(|| planner.input("bias", numbers(1, n, dtype)));
+        let scales = [&rows, &columns];
+        let sizes = [m, n];
+        Ok(vec![lowbit_gpu::int8_rescale(planner, &sums, scales, bias.as_ref(), sizes, dtype)?])
+    })
+}
+
+/// `x, bias, weight -> x wᵀ + bias` as LLM.int8 computes it, with `m` rows of that type.
+#[pyfunction]
+pub fn plan_int8_linear(
+    weight: PyDescription,
+    dtype: &str,
+    m: Size,
+    bias: bool,
+    threshold: f32,
+) -> PyResult<PyPlan> {
+    let (dtype, m) = (self::dtype(dtype)?, rows(m)?);
+    weight.planned(|planner, description| {
+        let g = description.geometry()?;
+        let x = planner.input("x", numbers(m, g.k, dtype));
+        let bias = bias.then(|| planner.input("bias", numbers(1, g.n, dtype)));
+        let weight = planner.weight(description)?;
+        let y = lowbit_gpu::int8_linear(planner, &x, m, &weight, threshold, bias.as_ref(), dtype)?;
+        Ok(vec![y])
+    })
+}
+
+/// `p, g, moments -> ` a step, which changes all but `g`; with numbers of its own only in the parameters
+/// of its kernels, which [`optimizer_params`] tells.
+#[pyfunction]
+pub fn plan_optimizer_update(
+    rule: &str,
+    dtype: &str,
+    len: Size,
+    in_codes: bool,
+    is_limited: bool,
+) -> PyResult<PyPlan> {
+    let step = OptimizerStep::new(rule, dtype, len, in_codes)?;
+    let max_update_norm = f64::from(u8::from(is_limited));
+    let settings = Settings { max_update_norm, ..Settings::of(step.rule) };
+    planned(|planner| step.update(planner, &settings, 1).map(|()| Vec::new()))
+}
+
+/// `p, g, moments -> ` the norm of the update that a step would make.
+#[pyfunction]
+pub fn plan_optimizer_norm(rule: &str, dtype: &str, len: Size, in_codes: bool) -> PyResult<PyPlan> {
+    let step = OptimizerStep::new(rule, dtype, len, in_codes)?;
+    planned(|planner| Ok(vec![step.norm(planner, &Settings::of(step.rule), 1)?]))
+}
+
+/// The parameters of each kernel of [`plan_optimizer_update`], or of [`plan_optimizer_norm`], for step
+/// number `step` with those settings.
+#[pyfunction]
+pub fn optimizer_params(
+    rule: &str,
+    settings: &Bound<'_, PyAny>,
+    step: Size,
+    dtype: &str,
+    len: Size,
+    in_codes: bool,
+    of_norm: bool,
+) -> PyResult<Vec<Vec<i32>>> {
+    let (number, settings) = (step.0 as u64, optimizer::settings(settings)?);
+    let step = OptimizerStep::new(rule, dtype, len, in_codes)?;
+    let planner = Planner::new(msl::APPLE);
+    match of_norm {
+        true => step.norm(&planner, &settings, number).map(|_| ()),
+        false => step.update(&planner, &settings, number),
+    }
+    .map_err(to_python)?;
+    let steps = planner.finish(&[]).steps.into_iter();
+    Ok(steps.map(|step| step.params.into_iter().map(u32::cast_signed).collect()).collect())
+}
+
+/// A step of an optimizer, of a parameter without its numbers.
+struct OptimizerStep {
+    rule: Rule,
+    dtype: DType,
+    len: usize,
+    in_codes: bool,
+}
+
+impl OptimizerStep {
+    fn new(rule: &str, dtype: &str, len: Size, in_codes: bool) -> PyResult<Self> {
+        let rule = Rule::by_name(rule).map_err(to_python)?;
+        Ok(OptimizerStep { rule, dtype: self::dtype(dtype)?, len: len.0, in_codes })
+    }
+
+    fn update(&self, planner: &Planner, settings: &Settings, step: u64) -> lowbit::Result<()> {
+        self.with(planner, |optimizer, parameter, moments| {
+            optimizer.update(planner, settings, step, parameter, moments)
+        })
+    }
+
+    fn norm(&self, planner: &Planner, settings: &Settings, step: u64) -> lowbit::Result<usize> {
+        self.with(planner, |optimizer, parameter, moments| {
+            optimizer.update_norm(planner, settings, step, parameter, moments)
+        })
+    }
+
+    fn with<T>(
+        &self,
+        planner: &Planner,
+        operation: impl FnOnce(
+            &Optimizer<usize>,
+            &Parameter<'_, usize>,
+            &[Moment<usize>],
+        ) -> lowbit::Result<T>,
+    ) -> lowbit::Result<T> {
+        let bytes = numbers(1, self.len, self.dtype);
+        let (p, g) = (planner.input("p", bytes), planner.input("g", bytes));
+        let moments = Moment::inputs(planner, self.rule, self.len, self.in_codes);
+        let parameter = Parameter { dtype: self.dtype, len: self.len, p: &p, g: &g };
+        operation(&Optimizer::new(planner, self.rule)?, &parameter, &moments)
+    }
 }
 
 impl PyDescription {

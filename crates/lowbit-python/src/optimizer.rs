@@ -62,10 +62,16 @@ pub fn optimizer_update(
     g: Region,
     moments: Vec<PyMoment>,
 ) -> PyResult<()> {
-    let settings: PySettings = settings.extract().map_err(|error| {
+    let settings = self::settings(settings)?;
+    typed!(dtype, update_typed(py, rule, settings, step.0 as u64, p, g, moments))
+}
+
+/// `lowbit.rules.Settings`.
+pub fn settings(given: &Bound<'_, PyAny>) -> PyResult<Settings> {
+    let settings: PySettings = given.extract().map_err(|error| {
         PyTypeError::new_err(format!("settings: expected lowbit.rules.Settings: {error}"))
     })?;
-    typed!(dtype, update_typed(py, rule, settings.into(), step.0 as u64, p, g, moments))
+    Ok(settings.into())
 }
 
 fn update_typed<T: Element>(

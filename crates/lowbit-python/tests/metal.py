@@ -65,7 +65,12 @@ class Library:
         if name not in self._names:
             raise AttributeError(f"no kernel {name}")
 
-        def kernel(*arguments, threads, group_size):
+        def kernel(*arguments, threads, group_size, arg_casts=None):
+            arguments = [
+                t if isinstance(t, torch.Tensor) else _bytes_of(t, (arg_casts or {}).pop(i))
+                for i, t in enumerate(arguments)
+            ]
+            assert not arg_casts, "only what is no tensor is cast"
             self._run(name, arguments, tuple(threads), tuple(group_size))
 
         return kernel
@@ -97,6 +102,13 @@ class Library:
         for t, copy in guarded.values():
             assert (copy[t.nbytes :] == 0xFF).all(), f"{name} wrote behind a tensor"
             _bytes(t).copy_(copy[: t.nbytes])
+
+
+def _bytes_of(numbers, cast):
+    """A list that goes with the call: torch copies it."""
+    assert isinstance(numbers, list) and cast == "int32" and 0 < 4 * len(numbers) <= 4096
+    assert all(type(number) is int and -(2**31) <= number < 2**31 for number in numbers)
+    return torch.tensor(numbers, dtype=torch.int32)
 
 
 def _bytes(t):

@@ -7,10 +7,11 @@ import os
 import pytest
 import torch
 
-from lowbit import _native, formats, ops
+from lowbit import _native, backends, formats, ops, optim, rules
 from lowbit import functional as F
 from lowbit.backends import cpu, mps
 from lowbit.integrations import bitsandbytes
+from lowbit.optim import optimizer
 from metal import Library
 from samples import weights
 
@@ -259,6 +260,203 @@ def test_operations_of_bitsandbytes():
             ours[name](*arguments), theirs[name](*arguments), rtol=1e-4, atol=1e-4
         )
     assert ours["quantize_4bit"](w, 64, "fp4", torch.bfloat16)[0].dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [(1, 40, 96), (5, 33, 101), (70, 66, 68), (2, 3, 0), (0, 3, 8)])
+def test_products_of_integers_are_exact(size):
+    m, n, k = size
+    a, b = (torch.randint(-128, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
+    sums = mps.int8_matmul(a, b)
+    assert sums.dtype is torch.int32 and torch.equal(sums.long(), a.long() @ b.long().t())
+    assert torch.equal(mps.int8_matmul(a.view(m, 1, k), b), sums.view(m, 1, n))
+    behind = torch.cat([b.new_zeros(3), b.view(-1)])[3:].view(n, k)
+    assert torch.equal(mps.int8_matmul(a, behind), sums)
+    rows, columns = torch.rand(m), torch.rand(n)
+    for dtype in LIMITS:
+        for bias in (None, torch.randn(n)):
+            out = mps.int8_rescale(sums, rows, columns, bias, dtype)
+            expected = cpu.int8_rescale(sums, rows, columns, bias, torch.float32)
+            if bias is not None:
+                expected += bias.to(dtype).float() - bias
+            same(out, expected, dtype)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.5])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 40, 96), (3, 33, 101), (70, 66, 68)])
+def test_llm_int8_is_that_of_the_cpu(m, n, k, threshold):
+    q, scales = F.quantize_rowwise(torch.randn(n, k))
+    weight = F.QuantState(scales, q.shape, "int8", k, torch.float32).weight(q)
+    for dtype, bias in zip(LIMITS, (None, torch.randn(n), torch.randn(n)), strict=True):
+        x = torch.randn(m, 1, k)
+        x[0, 0, 3], x[-1, 0, k // 2] = 40.0, -9.0
+        x = x.to(dtype)
+        y = mps.int8_linear(x, bias, threshold, *weight)
+        rounded = None if bias is None else bias.to(dtype).float()
+        same(y, cpu.int8_linear(x.float(), rounded, threshold, *weight), dtype)
+    bad = torch.randn(3, k)
+    bad[1, 5] = torch.nan
+    y = mps.int8_linear(bad, None, threshold, *weight)
+    assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+
+
+def test_integers_that_cannot_be_multiplied_are_refused():
+    ones = torch.ones(3, 8, dtype=torch.int8)
+    weight = quantized("nf4", 6, 64)
+    for run, named in (
+        (lambda: mps.int8_matmul(ones.int(), ones), "a: expected torch.int8"),
+        (lambda: mps.int8_matmul(ones, ones[:, :4]), "a, b: expected"),
+        (lambda: mps.int8_matmul(*[torch.ones(1, 1 << 17, dtype=torch.int8)] * 2), "131071"),
+        (lambda: mps.int8_rescale(ones, *torch.ones(2, 3), None, torch.float32), "torch.int32"),
+        (lambda: mps.int8_rescale(ones.int(), *torch.ones(2, 3), None, torch.half), "sums: expect"),
+        (lambda: mps.int8_linear(torch.ones(2, 64), None, 0.0, *weight), "8-bit integer row"),
+        (
+            lambda: mps.int8_linear(torch.ones(2, 64), None, -1.0, *weight),
+            "8-bit integer|threshold",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=named):
+            run()
+
+
+def steps_of(rule, n, dtype, bits, settings, steps=3):
+    """A parameter and its moments after some steps, each on "mps" and on the processor."""
+    count = len(rules.by_name(rule).moments)
+    p = torch.randn(n).to(dtype)
+    ours, theirs = ([p.clone()] for _ in range(2))
+    for tensors in (ours, theirs):
+        for _ in range(count):
+            tensors.append(torch.zeros(n, dtype=torch.uint8 if bits == 8 else torch.float32))
+            tensors.append(torch.zeros(-(-n // 256)) if bits == 8 else None)
+    for step in range(1, steps + 1):
+        g = torch.randn(n).to(dtype)
+        for run, (q, *states) in ((mps, ours), (cpu, theirs)):
+            moments = list(zip(states[::2], states[1::2], strict=True))
+            run.optimizer_update(rule, settings, step, q, g, moments)
+    return ours, theirs
+
+
+def nearly_the_same_steps(ours, theirs):
+    """A division that rounds otherwise may tip a code, and its step."""
+    for made, expected in zip(ours, theirs, strict=True):
+        if expected is None:
+            continue
+        if expected.dtype is torch.uint8:
+            apart = (made.int() - expected.int()).abs()
+            assert apart.max() <= 1 and (apart > 0).sum() <= 1 + made.numel() // 100
+        else:
+            step = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[expected.dtype]
+            torch.testing.assert_close(made, expected, rtol=step, atol=2e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("rule", rules.ALL)
+def test_steps_of_optimizers_are_one_kernel(rule, bits):
+    settings = rules.Settings(
+        lr=1e-2, beta1=0.9, beta2=0.99, beta3=0.999, alpha=2.0, eps=1e-8, weight_decay=0.1
+    )
+    for dtype, n in zip(LIMITS, (1027, 1, 2048), strict=True):
+        compiled = Library.compiled
+        nearly_the_same_steps(*steps_of(rule, n, dtype, bits, settings))
+        nearly_the_same_steps(*steps_of(rule, n + 300, dtype, bits, settings))
+        assert Library.compiled <= compiled + 1
+
+
+@pytest.mark.parametrize("rule", ["adam", "momentum"])
+def test_a_limited_step_is_three_kernels(rule):
+    settings = rules.Settings(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, max_update_norm=0.02)
+    nearly_the_same_steps(*steps_of(rule, 5000, torch.float32, 32, settings))
+    p, g = torch.randn(2, 5000)
+    moments = [(torch.rand(5000), None) for _ in rules.ALL[rule].moments]
+    kept = [p.clone(), *(m.clone() for m, _ in moments)]
+    norm, expected = (
+        run.update_norm(rule, settings, 3, p, g, moments) for run in (mps, backends.steps)
+    )
+    torch.testing.assert_close(norm, expected)
+    assert all(map(torch.equal, kept, [p, *(m for m, _ in moments)]))
+
+
+def test_parameters_and_states_that_lie_anywhere_take_steps():
+    settings = rules.Settings(lr=1e-2, beta1=0.9, beta2=0.99)
+    for offset in (0, 1, 4, 16):
+        buffer, other = torch.randn(2, 64)
+        p, g = buffer[offset : offset + 35], torch.randn(72)[1::2][:35]
+        before, around = p.clone(), buffer.clone()
+        codes, absmax = torch.zeros(2, 35, dtype=torch.uint8), torch.zeros(2, 1)
+        moment = torch.zeros(70)[35:]
+        mps.optimizer_update("lion", settings, 1, p, g, [(moment, None)])
+        expected = before, torch.zeros(35)
+        cpu.optimizer_update("lion", settings, 1, before, g.contiguous(), [(expected[1], None)])
+        torch.testing.assert_close((p, moment), expected)
+        around[offset : offset + 35] = p
+        assert torch.equal(buffer, around)
+        moments = list(zip(codes, absmax, strict=True))
+        mps.optimizer_update("adam", settings, 1, other[:35], g, moments)
+        assert codes.any(1).all() and (absmax > 0.0).all()
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdEMAMix8bit", "LAMB32bit", "SGD8bit"])
+def test_optimizers_train_on_it(name, monkeypatch):
+    options = {"lr": 1e-2, "momentum": 0.9} if name == "SGD8bit" else {"lr": 1e-2}
+    ends = []
+    for run in (mps, cpu):
+        monkeypatch.setattr(optimizer, "kernels", lambda device, run=run: run)
+        torch.manual_seed(1)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((65, 77), (7,))]
+        taken = getattr(optim, name)(params, **options)
+        for _ in range(4):
+            for p in params:
+                p.grad = torch.randn(p.shape)
+            taken.step()
+        ends.append((params, taken.state_dict()["state"]))
+    for p, q in zip(ends[0][0], ends[1][0], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-4)
+    norms = [state[0][optimizer.QUANT_STATE].get("unorm_vec") for _, state in ends]
+    if norms[1] is not None:
+        torch.testing.assert_close(*norms, rtol=1e-4, atol=0.0)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out():
+    settings = rules.Settings(lr=0.5, beta1=0.9, beta2=0.999, eps=1e-8)
+    p, g = torch.ones(1000), torch.ones(1000)
+    g[7], g[300] = torch.nan, torch.inf
+    moments = [(torch.zeros(1000, dtype=torch.uint8), torch.zeros(4)) for _ in range(2)]
+    mps.optimizer_update("adam", settings, 1, p, g, moments)
+    assert p[7] == p[300] == 1.0 and p.isfinite().all() and (p != 1.0).sum() == 998
+
+
+def test_steps_that_cannot_be_taken_are_refused():
+    settings, n = rules.Settings(lr=1e-2, beta1=0.9, beta2=0.99), 300
+
+    def step(p=None, g=None, moment=None, absmax=None, rule="lion", number=1, **changed):
+        p = torch.ones(n) if p is None else p
+        moment = torch.zeros(n) if moment is None else moment
+        g, own = torch.ones(n) if g is None else g, settings._replace(**changed)
+        mps.optimizer_update(rule, own, number, p, g, [(moment, absmax)])
+
+    step()
+    codes = torch.zeros(n, dtype=torch.uint8)
+    for changes, named in (
+        ({"p": torch.ones(n).double()}, "p: expected"),
+        ({"g": torch.ones(n).half()}, "g: expected the dtype of p"),
+        ({"g": torch.ones(n - 1)}, "g: expected 1200 bytes"),
+        ({"moment": codes}, "state: expected torch.float32"),
+        ({"absmax": torch.zeros(2)}, "state: expected torch.uint8"),
+        ({"moment": codes, "absmax": torch.zeros(1)}, "absmax_0: expected 8 bytes"),
+        ({"moment": codes, "absmax": torch.zeros(2).half()}, "absmax: expected torch.float32"),
+        ({"rule": "adam"}, "moments: expected 2"),
+        ({"rule": "adamax"}, "optimizer: expected one of"),
+        ({"number": 0}, "steps counted from 1"),
+        ({"lr": -1.0}, "lr"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=named):
+            step(**changes)
+    for bad in (-1, 2**31 + 1, 2**62, 2**64, None, 0.5):
+        with pytest.raises((ValueError, TypeError)):
+            _native.plan_optimizer_update("lion", "f32", bad, True, False)
+        with pytest.raises((ValueError, TypeError)):
+            _native.optimizer_params("lion", settings, 1, "f32", bad, False, False)
+    with pytest.raises(TypeError, match="settings"):
+        _native.optimizer_params("lion", None, 1, "f32", 4, False, False)
 
 
 def test_torch_finds_them():

@@ -5,10 +5,13 @@ mod counting;
 mod device;
 mod experts;
 mod golden;
+mod int8;
 #[cfg(unix)]
 mod metal;
 mod model;
+mod optim;
 mod products;
+mod typed;
 
 use lowbit_gpu::{Adapter, Gpu};
 

@@ -1,6 +1,6 @@
 //! How each rule goes: a direction and new moments, in vectors; see [`reference`](super::reference).
 
-use super::rule::Coefficients;
+use super::Coefficients;
 use crate::cpu::simd::Simd;
 
 /// The direction of a rule, given gradient and moments, which it renews.

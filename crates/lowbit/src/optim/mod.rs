@@ -29,12 +29,11 @@ mod state;
 mod step;
 
 pub use map::Map;
-pub use rule::{Rule, Settings};
+pub use rule::{Coefficients, Rule, Settings};
 pub use state::{Moment, Owned, State};
 
 use crate::cpu::Cpu;
 use crate::{Element, Error, Result};
-use rule::Coefficients;
 use step::Pass;
 
 /// Parameters that share an absmax in an 8-bit moment.

@@ -3,8 +3,7 @@
 //! Every operation below is one f32 rounding, in the order written, so that the fast path can be
 //! held to its bits.
 
-use super::rule::Coefficients;
-use super::{BLOCK_SIZE, Map, Moment, Rule, Settings, check};
+use super::{BLOCK_SIZE, Coefficients, Map, Moment, Rule, Settings, check};
 use crate::cpu::reference::Scaling;
 use crate::{Element, Result};
 

@@ -167,28 +167,44 @@ impl Settings {
 }
 
 /// The f32 constants of one step: `g' = g * grad_scale + p * l2`, the moments and a direction from
-/// `g'` by the rule, and `p' = (p * before + direction * rate) * after`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Coefficients {
+/// `g'` by the rule, and `p' = (p * before + direction * rate) * after`; for kernels elsewhere that
+/// take the same step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coefficients {
+    /// Factor of the gradient.
     pub grad_scale: f32,
+    /// Share of the parameter that is added to the gradient.
     pub l2: f32,
+    /// Factor of the parameter before the update.
     pub before: f32,
+    /// Factor of the direction: negative.
     pub rate: f32,
+    /// Factor of the parameter after the update.
     pub after: f32,
     /// Decay of each moment, and the share of what is new in it.
     pub decay: [[f32; 2]; 3],
     /// What Lion's direction takes of the old moment and of the gradient; what momentum's takes of
     /// the new one and of the gradient; what AdEMAMix's takes of its two first moments.
     pub mix: [f32; 2],
-    /// Factor of the root that divides, and what is added to it.
+    /// Factor of the root that divides.
     pub root: f32,
+    /// What is added to it.
     pub eps: f32,
     /// Norm of an update, before the learning rate, in norms of a direction.
-    gain: f64,
+    pub gain: f64,
 }
 
 impl Coefficients {
-    pub fn new(rule: Rule, settings: &Settings, step: u64) -> Self {
+    /// Those of step number `step`, from 1 on, whose norm is not limited.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a setting is out of its range, or `step` is 0.
+    pub fn of(rule: Rule, settings: &Settings, step: u64) -> Result<Self> {
+        settings.check(step)?;
+        Ok(Self::new(rule, settings, step))
+    }
+
+    pub(super) fn new(rule: Rule, settings: &Settings, step: u64) -> Self {
         let s = settings;
         // What is left of 1 is that of the f32 beta: then it and the corrections below agree.
         let beta = |beta: f64| [beta as f32, 1.0 - beta as f32];
@@ -245,7 +261,7 @@ impl Coefficients {
     }
 
     /// Shortens the step to `max_update_norm`, given the norms of direction and parameter.
-    pub fn limit(&mut self, settings: &Settings, [direction, parameter]: [f64; 2]) {
+    pub(super) fn limit(&mut self, settings: &Settings, [direction, parameter]: [f64; 2]) {
         let (update, most) = (direction * self.gain, settings.max_update_norm * parameter);
         if parameter > 0.0 && update > most {
             self.rate = (-settings.lr * self.gain * (most / update)) as f32;

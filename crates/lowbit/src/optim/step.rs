@@ -4,9 +4,8 @@ use std::marker::PhantomData;
 
 use super::kept::{self, Block, Kept};
 use super::kernels::{AdEmaMix, Adam, Kernel, Lion, Momentum, Squares, Vectors};
-use super::rule::Coefficients;
 use super::state::front;
-use super::{BLOCK_SIZE, Moment, Rule};
+use super::{BLOCK_SIZE, Coefficients, Moment, Rule};
 use crate::cpu::Isa;
 use crate::cpu::convert::{narrow, widen};
 use crate::cpu::simd::{Simd, Task};

@@ -41,6 +41,11 @@ fn swap(v: ptr<function, vec4<u32>>, i: u32) -> u32 {
     return old;
 }
 
+fn doubled(v: ptr<function, array<vec4<u32>, 2>>) -> vec4<u32> {
+    (*v)[1] = (*v)[0] * 2u;
+    return (*v)[0] + (*v)[1];
+}
+
 fn integers(a: u32, b: u32) {
     let i = bitcast<i32>(a);
     let small = (b & 0xffffu) | 1u;
@@ -108,6 +113,11 @@ fn floats(a: u32, b: u32) {
 fn control(a: u32, b: u32) {
     var v = vec4<u32>(a, b, 3u, 4u);
     put(swap(&v, a & 3u) + v.x * 2u + v.w * 3u);
+    var both = array<vec4<u32>, 2>(v, v);
+    put(doubled(&both).y ^ both[1].z);
+    both[a & 1u][b & 3u] = a;
+    let larger = select(both[0], both[1], both[1] > both[0]);
+    put(larger.x ^ larger.y ^ larger.z ^ larger.w);
     var copies: array<Pair, 3>;
     copies[b % 3u] = Pair(a, array<u32, 2>(b, a ^ b));
     let copy = copies[a % 3u];

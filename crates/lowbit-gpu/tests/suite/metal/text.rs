@@ -117,6 +117,14 @@ fn lengths_of_buffers_are_asked_for_only_to_check_bounds() {
 }
 
 #[test]
+fn buffers_that_are_named_before_others_are_bound_are_refused_where_lengths_are_asked_for() {
+    let early = format!("fn first() -> f32 {{ return y[0]; }}\n{SUMS}");
+    assert!(translate(&kernel(&early), Bounds::Unchecked).is_ok());
+    let refused = translate(&kernel(&early), Bounds::Checked).unwrap_err().to_string();
+    assert!(refused.contains("another order"), "{refused}");
+}
+
+#[test]
 fn wgsl_that_is_wrong_is_refused_with_its_place() {
     let refused = translate(&kernel("fn f() { let x = 1; x = 2; }"), Bounds::Unchecked);
     let refused = refused.unwrap_err().to_string();

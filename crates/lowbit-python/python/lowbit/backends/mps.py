@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowbit import _native, formats
+from lowbit import _native, formats, rules
 from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight
 from lowbit.backends import rows as rows_of_table
 from lowbit.backends.checks import (
@@ -26,7 +26,8 @@ from lowbit.backends.checks import (
     has_half_scales,
     rows_and_columns,
 )
-from lowbit.backends.dense import int8_linear, int8_matmul, int8_rescale, sparse_matmul
+from lowbit.backends.dense import sparse_matmul
+from lowbit.rules import Settings
 
 __all__ = [
     "dequantize",
@@ -37,14 +38,18 @@ __all__ = [
     "int8_rescale",
     "linear",
     "linear_transposed",
+    "optimizer_update",
     "quantize",
     "sparse_matmul",
+    "update_norm",
 ]
 
 _ALIGNMENT = 16
 """Bytes: where a buffer may begin, for kernels that read vectors of four words."""
 _EXPONENT = 2**23
 """The lowest bit of the exponent of an f32."""
+
+Moments = Sequence[tuple[Tensor, Tensor | None]]
 
 _kernels: dict[str, Any] = {}
 
@@ -120,6 +125,113 @@ def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     return rows_of_table.embedding(dequantize, ids, dtype, *weight)
 
 
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`lowbit::int8_matmul`."""
+    for name, t in (("a", a), ("b", b)):
+        if t.dtype is not torch.int8:
+            raise TypeError(f"{name}: expected torch.int8, got {t.dtype}")
+    if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
+    rows, (n, k) = a.shape[:-1], b.shape
+    plan = _plan("int8_matmul", a.device, math.prod(rows), n, k)
+    (sums,) = plan.run({"a": a, "b": b}, Result(torch.int32, [*rows, n]))
+    return sums
+
+
+def int8_rescale(
+    sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`lowbit::int8_rescale`."""
+    if sums.dtype is not torch.int32:
+        raise TypeError(f"sums: expected torch.int32, got {sums.dtype}")
+    check_f32(rows, "rows")
+    check_f32(columns, "columns")
+    inputs = {"sums": sums, "rows": rows, "columns": columns}
+    if bias is not None:
+        inputs["bias"] = bias.to(dtype)
+    name = dtype_name(torch.empty(0, dtype=dtype), "dtype")
+    key = name, rows.numel(), columns.numel(), bias is not None
+    (out,) = _plan("int8_rescale", sums.device, *key).run(inputs, Result(dtype, sums.shape))
+    return out
+
+
+def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
+    """`lowbit::int8_linear`. Which columns hold outliers stays on the device."""
+    w = PackedWeight(*weight)
+    n, k = rows_and_columns(w)
+    inputs = {"x": _last_is(x, k, "x")}
+    if bias is not None:
+        inputs["bias"] = bias.to(x.dtype)
+    rows = x.shape[:-1]
+    key = math.prod(rows), bias is not None, float(threshold)
+    return _multiply("int8_linear", inputs, w, [*rows, n], *key)
+
+
+def optimizer_update(
+    rule: str,
+    settings: Settings,
+    step: int,
+    p: Tensor,
+    g: Tensor,
+    moments: Moments,
+) -> None:
+    """`lowbit.backends.cpu.optimizer_update`: one kernel; three where the norm is limited."""
+    is_limited = settings.max_update_norm > 0.0
+    given = _StepArguments(rule, p, g, moments)
+    plan = _plan("optimizer_update", p.device, *given.key, is_limited)
+    params = _native.optimizer_params(rule, settings, step, *given.key[1:], False)
+    # A kernel writes whole words: what does not begin with one is written by way of a copy.
+    bound = {
+        name: t if t is g else _bindable(t, p.device, name) for name, t in given.tensors.items()
+    }
+    plan.run(bound, params=params)
+    for name, t in given.tensors.items():
+        if bound[name] is not t:
+            t.copy_(bound[name])
+
+
+def update_norm(
+    rule: str,
+    settings: Settings,
+    step: int,
+    p: Tensor,
+    g: Tensor,
+    moments: Moments,
+) -> Tensor:
+    """`lowbit.backends.steps.update_norm`."""
+    given = _StepArguments(rule, p, g, moments)
+    plan = _plan("optimizer_norm", p.device, *given.key)
+    params = _native.optimizer_params(rule, settings, step, *given.key[1:], True)
+    (norm,) = plan.run(given.tensors, Result(torch.float32, []), params=params)
+    return norm
+
+
+class _StepArguments:
+    """The tensors of a step, under the names that a plan has for them, and what it depends on."""
+
+    def __init__(self, rule: str, p: Tensor, g: Tensor, moments: Moments):
+        dtype = dtype_name(p, "p")
+        if g.dtype is not p.dtype:
+            raise TypeError(f"g: expected the dtype of p, {p.dtype}, got {g.dtype}")
+        count = len(rules.by_name(rule).moments)
+        if len(moments) != count:
+            raise ValueError(f"moments: expected {count} for {rule}, got {len(moments)}")
+        in_codes = moments[0][1] is not None
+        self.key = rule, dtype, p.numel(), in_codes
+        self.tensors = {"p": p, "g": g}
+        for i, (moment, absmax) in enumerate(moments):
+            if (absmax is not None) != in_codes:
+                raise ValueError("moments: expected them of one width, got f32 and 8-bit ones")
+            stored = torch.float32 if absmax is None else torch.uint8
+            if moment.dtype is not stored:
+                raise TypeError(f"state: expected {stored}, got {moment.dtype}")
+            if absmax is None:
+                self.tensors[f"numbers_{i}"] = moment
+            else:
+                check_f32(absmax, "absmax")
+                self.tensors |= {f"codes_{i}": moment, f"absmax_{i}": absmax}
+
+
 def _multiply(
     operation: str, inputs: dict[str, Tensor], w: PackedWeight, shape: Sequence[int], *key: Any
 ) -> Tensor:
@@ -156,28 +268,44 @@ class Plan:
         self.needs_powers = any(step["powers"] is not None for step in native["steps"])
 
     def run(
-        self, inputs: Mapping[str, Tensor], *results: Result, powers: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        *results: Result,
+        powers: Tensor | None = None,
+        params: Sequence[Sequence[int]] | None = None,
     ) -> list[Tensor]:
-        """Queue the kernels; the results' content is there once they have run."""
+        """Queue the kernels; the results' content is there once they have run.
+
+        Args:
+            inputs: the plan's, by name.
+            results: what the plan's are to be.
+            powers: what `_powers` found, for a plan that needs it.
+            params: other parameters of each kernel than the plan's. They go with the call, so that
+                nothing waits for them.
+        """
         dtypes = {i: result.dtype for i, result in zip(self._results, results, strict=True)}
         buffers = [
             self._buffer(i, buffer, inputs, dtypes.get(i, torch.uint8))
             for i, buffer in enumerate(self._buffers)
         ]
-        for kernel, step, params in self._steps:
+        for i, (kernel, step, own) in enumerate(self._steps):
+            size: dict[str, Any] = {"threads": step["threads"], "group_size": step["group"]}
+            if params is not None:
+                given = [params[i] if j is None else buffers[j] for j in step["arguments"]]
+                kernel(*given, **size, arg_casts={step["arguments"].index(None): "int32"})
+                continue
             places = step["powers"]
             if places is not None:
                 if powers is None:
                     raise RuntimeError(
                         f"{step['name']}: expected powers for a plan that needs them"
                     )
-                params = params.clone()
-                params[places[0]], params[places[1]] = powers[0], powers[1]
-            arguments = [params if i is None else buffers[i] for i in step["arguments"]]
-            kernel(*arguments, threads=step["threads"], group_size=step["group"])
+                own = own.clone()
+                own[places[0]], own[places[1]] = powers[0], powers[1]
+            kernel(*(own if j is None else buffers[j] for j in step["arguments"]), **size)
         made = (buffers[i] for i in self._results)
         return [
-            t[: math.prod(result.shape)].view(*result.shape)
+            t[: math.prod(result.shape)].view(list(result.shape))
             for t, result in zip(made, results, strict=True)
         ]
 
@@ -194,17 +322,25 @@ class Plan:
         return make(rounded // dtype.itemsize, dtype=dtype, device=self._device)
 
     def _bound(self, t: Tensor, name: str, size: int) -> Tensor:
-        """The tensor as a kernel may see it: whole, in order, and aligned."""
-        if t.device != self._device:
-            raise ValueError(
-                f"{name}: expected a tensor on {self._device}, got one on {t.device}; move it there"
-            )
+        """The tensor as a kernel may see it."""
+        t = _bindable(t, self._device, name)
         if t.nbytes != size and not (name == "codes" and size < t.nbytes < size + 8):
             raise ValueError(f"{name}: expected {size} bytes, got {t.nbytes} in {list(t.shape)}")
         if size == 0:
             return torch.zeros(_ALIGNMENT, dtype=torch.uint8, device=self._device)
-        t = t.detach().contiguous()
-        return t.clone() if t.storage_offset() * t.itemsize % _ALIGNMENT else t
+        return t
+
+
+def _bindable(t: Tensor, device: torch.device, name: str) -> Tensor:
+    """The tensor whole, in order, and aligned: itself, if it is so."""
+    if t.device != device:
+        raise ValueError(
+            f"{name}: expected a tensor on {device}, got one on {t.device}; move it there"
+        )
+    if t.requires_grad:
+        t = t.detach()
+    t = t.contiguous()
+    return t.clone() if t.storage_offset() * t.itemsize % _ALIGNMENT else t
 
 
 @lru_cache(maxsize=1024)

@@ -72,6 +72,7 @@ def devices() -> list[str]:
 def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
     """The operations of bitsandbytes by name, run by a module of `lowbit.backends`."""
     optimizer_update = getattr(run, "optimizer_update", dense.optimizer_update)
+    update_norm = getattr(run, "update_norm", steps.update_norm)
 
     def quantize_4bit(
         A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
@@ -219,7 +220,7 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         settings = settings._replace(max_update_norm=max_unorm)
         states = [(state1, None), (state2, None)]
         run = steps.skipping_zeros(optimizer_update) if skip_zeros else optimizer_update
-        _take_step(run, optimizer_name, settings, step, p, g, states, unorm_vec)
+        _take_step(run, optimizer_name, settings, step, p, g, states, unorm_vec, update_norm)
 
     def optimizer_update_8bit_blockwise(
         optimizer_name: str,
@@ -292,6 +293,7 @@ def _take_step(
     g: Tensor,
     states: Sequence[tuple[Tensor | None, Tensor | None]],
     unorm_vec: Tensor | None = None,
+    update_norm: Callable[..., Tensor] = steps.update_norm,
 ) -> None:
     rule = rules.by_name(name)
     moments = []
@@ -308,7 +310,7 @@ def _take_step(
     whole, p = p, known(p.detach())
     flat = p.view(-1), g.detach().to(p.dtype).contiguous().view(-1)
     if unorm_vec is not None and settings.max_update_norm > 0.0:
-        unorm_vec.fill_(steps.update_norm(rule.name, settings, step, *flat, moments))
+        unorm_vec.fill_(update_norm(rule.name, settings, step, *flat, moments))
     optimizer_update(rule.name, settings, step, *flat, moments)
     if whole.dtype is not p.dtype:
         whole.data.copy_(p)

@@ -186,11 +186,13 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if config["max_unorm"] > 0.0 and moments[0][1] is None:
             settings = settings._replace(max_update_norm=config["max_unorm"])
         flat = p.data.view(-1), g.to(p.dtype).contiguous().view(-1)
-        run = kernels(p.device.type).optimizer_update
+        backend = kernels(p.device.type)
+        run = backend.optimizer_update
         if config["skip_zeros"]:
             run = steps.skipping_zeros(run)
         if settings.max_update_norm > 0.0 and "unorm_vec" in state:
-            norm = steps.update_norm(self.rule, settings, state["step"], *flat, moments)
+            update_norm = getattr(backend, "update_norm", steps.update_norm)
+            norm = update_norm(self.rule, settings, state["step"], *flat, moments)
             state["unorm_vec"].fill_(norm)
         step, is_paged = state["step"], self._pages.owns(state["state1"])
         # A norm is one of the whole parameter.
