@@ -396,11 +396,11 @@ fn multiply<S: Simd, const R: usize, const V: usize, const TRANSPOSED: bool>(
             for v in 0..V {
                 x[v] = s.load_pairs(&panels[v][pair * S::LANES..(pair + 1) * S::LANES]);
             }
-            for r in 0..R {
+            for (r, acc) in acc.iter_mut().enumerate() {
                 let at = if TRANSPOSED { pair * ROWS + r } else { r * PAIRS + pair };
                 let w = s.splat_pair(w[at]);
                 for v in 0..V {
-                    acc[r][v] = s.dot_pairs(acc[r][v], w, x[v]);
+                    acc[v] = s.dot_pairs(acc[v], w, x[v]);
                 }
             }
         }
