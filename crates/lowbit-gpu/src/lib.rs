@@ -28,6 +28,7 @@ mod prelude;
 mod product;
 mod quantize;
 mod queue;
+mod ranks;
 mod rms_norm;
 mod rope;
 mod stack;

@@ -7,6 +7,7 @@ use lowbit::{DType, Error, Format, Geometry, Parts, QTensor, Result, Scales, for
 use crate::kernel::{Access, Builder, Kernel};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
+use crate::ranks::tables;
 use crate::unroll::unroll;
 
 const DIVIDE: &str = include_str!("kernels/divide.wgsl");
@@ -16,7 +17,7 @@ const ENCODE: &str = include_str!("kernels/encode.wgsl");
 const QUANTIZE_BLOCKS: &str = include_str!("kernels/quantize_blocks.wgsl");
 const QUANTIZE_EIGHT: &str = include_str!("kernels/quantize_eight.wgsl");
 const QUANTIZE_LARGE: &str = include_str!("kernels/quantize_large.wgsl");
-const RANKS: &str = include_str!("kernels/ranks.wgsl");
+const SCALED: &str = include_str!("kernels/scaled.wgsl");
 const SCALE: &str = include_str!("kernels/scale.wgsl");
 
 const GROUP: u32 = 256;
@@ -53,8 +54,8 @@ impl<B: Clone> Quantizer<B> {
     /// [`Error::Argument`] for a format that the GPU cannot quantize; and as [`Queue::upload`].
     pub fn new<Q: Queue<Buffer = B>>(queue: &Q, format: &'static Format) -> Result<Self> {
         let encoder = encoder(format)?;
-        let ranked: Vec<u32> = encoder.codes.iter().map(|c| u32::from(*c)).collect();
-        let ups = queue.upload(bytemuck::cast_slice(encoder.ups))?;
+        let (ups, ranked) = tables(encoder);
+        let ups = queue.upload(bytemuck::cast_slice(&ups))?;
         let ranked = queue.upload(bytemuck::cast_slice(&ranked))?;
         Ok(Quantizer { format, encoder, ups, ranked })
     }
@@ -275,11 +276,9 @@ fn with_ranks(builder: Builder, format: &Format, encoder: &Encoder) -> Builder {
         .bind("ranked", Access::Read, "array<u32>")
         .bind("codes", Access::ReadWrite, "array<u32>")
         .constant("BITS", format.code_bits)
-        .constant("RANKS", encoder.ups.len() as u32)
-        .constant("PLACES", (encoder.ups.len() as u32 + 1).next_power_of_two())
-        .constant("SIGN_BIT", encoder.sign_bit)
         .flag("HIGH_FIRST", format.packing == Packing::HighFirst)
-        .text(RANKS)
+        .ranks(encoder)
+        .text(SCALED)
 }
 
 /// Of blocks of so many eights, which a group holds, or of larger ones.

@@ -11,6 +11,7 @@ fn attention_append(
     if (i < p.rows * KV_HEADS * (STRIDE / 4u)) {
         let head = i / (STRIDE / 4u) % KV_HEADS;
         let row = i / (STRIDE / 4u) / KV_HEADS;
-        append(row, head, i % (STRIDE / 4u));
+        let c = i % (STRIDE / 4u);
+        append(row, head, c, key_of(row, head, c), value_of(row, head, c));
     }
 }

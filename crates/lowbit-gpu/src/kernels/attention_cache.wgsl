@@ -14,16 +14,27 @@ fn v_element(row: u32, head: u32, d: u32) -> f32 {
     return v_at((row * KV_HEADS + head) * D + d);
 }
 
-// Writes four numbers, at 4 c, of the keys and the values of a row's head.
-fn append(row: u32, head: u32, c: u32) {
+// Four numbers, from number 4 c on, of the key of a row's head.
+fn key_of(row: u32, head: u32, c: u32) -> X4 {
     let d = 4u * c;
-    let at = (head * p.capacity + p.past + row) * (STRIDE / 4u) + c;
-    keys[at] = X4(
+    return X4(
         x_pack(vec2<f32>(k_element(row, head, d), k_element(row, head, d + 1u))),
         x_pack(vec2<f32>(k_element(row, head, d + 2u), k_element(row, head, d + 3u))),
     );
-    values[at] = X4(
+}
+
+// The same of its value.
+fn value_of(row: u32, head: u32, c: u32) -> X4 {
+    let d = 4u * c;
+    return X4(
         x_pack(vec2<f32>(v_element(row, head, d), v_element(row, head, d + 1u))),
         x_pack(vec2<f32>(v_element(row, head, d + 2u), v_element(row, head, d + 3u))),
     );
+}
+
+// Writes them to the cache.
+fn append(row: u32, head: u32, c: u32, k: X4, v: X4) {
+    let at = (head * p.capacity + p.past + row) * (STRIDE / 4u) + c;
+    keys[at] = k;
+    values[at] = v;
 }

@@ -41,7 +41,7 @@ fn gemv(
     @builtin(num_subgroups) subgroups: u32,
 ) {
     load_table(thread);
-    prepare(thread, lane, subgroup, subgroups);
+    prepare(thread, lane, width, subgroup, subgroups);
     let chunks = p.k / CHUNK;
     let step = groups.x * subgroups * ROWS;
     for (var first = (group.x * subgroups + subgroup) * ROWS; first < outs(); first += step) {

@@ -71,6 +71,7 @@ fn gemv_halves(
     //@ for j in OWN
     let at_$j = min(thread + $ju * GROUP, BATCH * OCTETS - 1u);
     let own_$j = x[x_row(at_$j / OCTETS, group.y) * OCTETS + at_$j % OCTETS];
+    let factors_$j = factors_of(at_$j);
     //@ end
     //@ for j in FILLS
     let byte_$j = min((thread + $ju * GROUP) / (REPLICAS / 4u), 255u);
@@ -84,6 +85,12 @@ fn gemv_halves(
     var word_$r_$a = codes[row_$r * VECTORS + min($au * width + lane, VECTORS - 1u)];
     var scale_$r_$a = vector_scale(row_$r, $au * width + lane);
         //@ end
+    //@ end
+    //@ for b in LOWER
+    var added_0_$b = added(first, 0u, $bu, group.y);
+    //@ end
+    //@ for b in UPPER
+    var added_2_$b = added(first, 2u, $bu, group.y);
     //@ end
     // Values are brought below 2.
     let top = clamp(subgroupMax(largest_of(values)) >> 23u, 1u, 253u);
@@ -104,11 +111,10 @@ fn gemv_halves(
     //@ for j in OWN
     squares_of_own += select(0.0, square_of(own_$j), thread + $ju * GROUP < OCTETS);
     //@ end
-    let factor = norm_factor(squares_of_own, lane, subgroup, subgroups);
+    note_squares(squares_of_own, lane, subgroup);
     //@ for j in OWN
-    let x_$j = normed_x(own_$j, at_$j, factor);
-    let low_$j = x_low(x_$j);
-    let high_$j = x_high(x_$j);
+    let low_$j = x_low(own_$j) * factors_$j[0];
+    let high_$j = x_high(own_$j) * factors_$j[1];
     let most_$j = max(largest_of(low_$j), largest_of(high_$j));
     //@ end
     var most = 0u;
@@ -169,7 +175,8 @@ fn gemv_halves(
             }
             //@ end
         }
-        let unit = UNIT * bitcast<f32>(top << 23u);
+        // A norm's factor is for all of x, so that it may as well come last.
+        let unit = UNIT * bitcast<f32>(top << 23u) * norm_factor(lane, width, subgroups);
         //@ for b in BATCH
             //@ for r in ROWS
         let total_$r_$b = subgroupAdd(sum_$r_$b) * unit;
@@ -177,10 +184,10 @@ fn gemv_halves(
         //@ end
         if (lane == 0u) {
             //@ for b in LOWER
-            put(first, 0u, $bu, group.y, vec2<f32>(total_0_$b, total_1_$b));
+            put_added(first, 0u, $bu, group.y, vec2<f32>(total_0_$b, total_1_$b), added_0_$b);
             //@ end
             //@ for b in UPPER
-            put(first, 2u, $bu, group.y, vec2<f32>(total_2_$b, total_3_$b));
+            put_added(first, 2u, $bu, group.y, vec2<f32>(total_2_$b, total_3_$b), added_2_$b);
             //@ end
             //@ for b in GATED
             put_gated(first, group.y, vec2<f32>(total_0_$b, total_1_$b), vec2<f32>(total_2_$b, total_3_$b));
@@ -190,6 +197,12 @@ fn gemv_halves(
         if (first >= outs()) {
             break;
         }
+        //@ for b in LOWER
+        added_0_$b = added(first, 0u, $bu, group.y);
+        //@ end
+        //@ for b in UPPER
+        added_2_$b = added(first, 2u, $bu, group.y);
+        //@ end
         //@ for r in ROWS
         row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
             //@ for a in AHEAD

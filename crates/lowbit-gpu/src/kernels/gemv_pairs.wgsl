@@ -42,7 +42,7 @@ fn gemv_pairs(
         let low = book[byte & 15u];
         pairs[i] = select(vec2<f32>(low, high), vec2<f32>(high, low), HIGH_FIRST);
     }
-    prepare(thread, lane, subgroup, subgroups);
+    prepare(thread, lane, width, subgroup, subgroups);
     workgroupBarrier();
     for (var first = start; first < outs(); first += step) {
         //@ for r in ROWS

@@ -9,13 +9,26 @@ fn row_of(first: u32, r: u32, place: u32) -> u32 {
     return part_row(first + r, place);
 }
 
-// Results of rows first + r and the next, for row b of x.
-fn put(first: u32, r: u32, b: u32, place: u32, sum: vec2<f32>) {
+// What is added to results of rows first + r and the next, for row b of x.
+fn added(first: u32, r: u32, b: u32, place: u32) -> vec2<f32> {
+    let row = first + r;
+    return y_added(select(0u, y_at(row, b, place), has_y(row, b, place)), has_second(row, b, place));
+}
+
+fn has_second(row: u32, b: u32, place: u32) -> bool {
+    return row + 1u < outs() && has_y(row + 1u, b, place);
+}
+
+// Results of these rows, to which something is added.
+fn put_added(first: u32, r: u32, b: u32, place: u32, sum: vec2<f32>, more: vec2<f32>) {
     let row = first + r;
     if (has_y(row, b, place)) {
-        let second = row + 1u < outs();
-        y_store(y_at(row, b, place), with_bias(sum, row), second && has_y(row + 1u, b, place));
+        y_put(y_at(row, b, place), with_bias(sum, row), more, has_second(row, b, place));
     }
+}
+
+fn put(first: u32, r: u32, b: u32, place: u32, sum: vec2<f32>) {
+    put_added(first, r, b, place, sum, added(first, r, b, place));
 }
 
 // silu(gate) * up of two rows each, both rounded as if they had been stored.

@@ -15,7 +15,7 @@ fn gemv_spans(
     @builtin(num_subgroups) subgroups: u32,
 ) {
     load_table(thread);
-    prepare(thread, lane, subgroup, subgroups);
+    prepare(thread, lane, width, subgroup, subgroups);
     let spans = (p.k + SPAN - 1u) / SPAN;
     let step = groups.x * subgroups * ROWS;
     for (var first = (group.x * subgroups + subgroup) * ROWS; first < outs(); first += step) {

@@ -49,14 +49,15 @@ fn unit_scaled(v: X8, i: u32, factor: f32) -> X8 {
     return x_eight(x_low(v) * (factor * factors[2u * i]), x_high(v) * (factor * factors[2u * i + 1u]));
 }";
 
-/// What `gemv_halves.wgsl` does to x before it keeps it: a norm, or nothing.
+/// What `gemv_halves.wgsl` does to x before it keeps it: a norm, whose factor comes later, or nothing.
 const NORMED: &str = "\
 fn square_of(v: X8) -> f32 { return unit_square(v); }
-fn normed_x(v: X8, i: u32, factor: f32) -> X8 { return unit_scaled(v, i, factor); }";
+fn factors_of(i: u32) -> mat2x4<f32> { return mat2x4<f32>(factors[2u * i], factors[2u * i + 1u]); }";
 const NOT_NORMED: &str = "\
 fn square_of(v: X8) -> f32 { return 0.0; }
-fn norm_factor(own: f32, lane: u32, subgroup: u32, subgroups: u32) -> f32 { return 1.0; }
-fn normed_x(v: X8, i: u32, factor: f32) -> X8 { return v; }";
+fn factors_of(i: u32) -> vec2<f32> { return vec2<f32>(1.0); }
+fn note_squares(own: f32, lane: u32, subgroup: u32) {}
+fn norm_factor(lane: u32, width: u32, subgroups: u32) -> f32 { return 1.0; }";
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -231,7 +232,7 @@ impl Spec {
             None if halves.is_some() => builder.text(NOT_NORMED),
             None => builder.text(&format!(
                 "fn x_load(i: u32) -> X{unit} {{ return x[i]; }}\n\
-                 fn prepare(thread: u32, lane: u32, subgroup: u32, subgroups: u32) {{}}"
+                 fn prepare(thread: u32, lane: u32, width: u32, subgroup: u32, subgroups: u32) {{}}"
             )),
             Some((eps, k)) => {
                 let builder = builder
@@ -315,7 +316,7 @@ fn with_bias(builder: Builder, bias: bool) -> Builder {
 }
 
 /// Binds `y` and declares `y_store`, which writes number `i` and, where `second` says so, the next; with
-/// `to`, added to what is bound there.
+/// `to`, added to what is bound there. It is `y_added`, which reads that, and `y_put`, which writes the sum.
 pub(super) fn store(builder: Builder, output: Output, to: bool) -> Builder {
     let (builder, ty) = match output {
         Output::F32 => (builder.tag("to_f32"), "array<f32>"),
@@ -325,19 +326,23 @@ pub(super) fn store(builder: Builder, output: Output, to: bool) -> Builder {
         true => builder.tag("add").bind("added_to", Access::Read, ty),
         false => builder,
     };
-    let pair = match to {
-        true => "y_pack(y_unpack(y_pack(v)) + y_unpack(added_to[i >> 1u]))",
-        false => "y_pack(v)",
+    let added = match (output, to) {
+        (_, false) => "vec2<f32>()",
+        (Output::F32, true) => "vec2<f32>(added_to[i], added_to[select(i, i + 1u, second)])",
+        (Output::Pairs(_), true) => "y_unpack(added_to[i >> 1u])",
     };
-    let [first, second] = match to {
-        true => ["v.x + added_to[i]", "v.y + added_to[i + 1u]"],
-        false => ["v.x", "v.y"],
+    let put = match (output, to) {
+        (Output::F32, true) => {
+            "y[i] = v.x + more.x;\n    if (second) {\n        y[i + 1u] = v.y + more.y;\n    }"
+        }
+        (Output::F32, false) => "y[i] = v.x;\n    if (second) {\n        y[i + 1u] = v.y;\n    }",
+        // A sum of what would have been stored.
+        (Output::Pairs(_), true) => "y[i >> 1u] = y_pack(y_unpack(y_pack(v)) + more);",
+        (Output::Pairs(_), false) => "y[i >> 1u] = y_pack(v);",
     };
-    let head = "fn y_store(i: u32, v: vec2<f32>, second: bool)";
-    builder.bind("y", Access::ReadWrite, ty).text(&match output {
-        Output::F32 => format!(
-            "{head} {{\n    y[i] = {first};\n    if (second) {{\n        y[i + 1u] = {second};\n    }}\n}}"
-        ),
-        Output::Pairs(_) => format!("{head} {{ y[i >> 1u] = {pair}; }}"),
-    })
+    builder.bind("y", Access::ReadWrite, ty).text(&format!(
+        "fn y_added(i: u32, second: bool) -> vec2<f32> {{ return {added}; }}\n\
+         fn y_put(i: u32, v: vec2<f32>, more: vec2<f32>, second: bool) {{\n    {put}\n}}\n\
+         fn y_store(i: u32, v: vec2<f32>, second: bool) {{ y_put(i, v, y_added(i, second), second); }}"
+    ))
 }

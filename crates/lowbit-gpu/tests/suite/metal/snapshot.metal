@@ -345,10 +345,10 @@ uint code_at(
         return _e20 % RADIX;
     }
     uint bit_2 = index * BITS;
-    uint first_5 = byte_1 + (bit_2 >> 3u);
+    uint first_7 = byte_1 + (bit_2 >> 3u);
     if (false) {
-        uint _e29 = code_byte(first_5, codes);
-        uint _e32 = code_byte(first_5 + 1u, codes);
+        uint _e29 = code_byte(first_7, codes);
+        uint _e32 = code_byte(first_7 + 1u, codes);
         return _e29 | (_e32 << 8u);
     }
     if (false) {
@@ -359,11 +359,11 @@ uint code_at(
     bool _e41 = local_2;
     if (_e41) {
         uint within = HIGH_FIRST ? (HIGH_SHIFT - (bit_2 & 7u)) : (bit_2 & 7u);
-        uint _e50 = code_byte(first_5, codes);
+        uint _e50 = code_byte(first_7, codes);
         return (_e50 >> within) & MASK;
     }
     uint last = byte_1 + (((bit_2 + BITS) - 1u) >> 3u);
-    i_6 = first_5;
+    i_6 = first_7;
     bool loop_init_2 = true;
     while(true) {
         if (!loop_init_2) {
@@ -381,7 +381,7 @@ uint code_at(
             uint _e67 = i_6;
             uint _e68 = code_byte(_e67, codes);
             uint _e69 = i_6;
-            window = _e66 | (_e68 << ((_e69 - first_5) * 8u));
+            window = _e66 | (_e68 << ((_e69 - first_7) * 8u));
         }
     }
     uint _e78 = window;
@@ -580,6 +580,7 @@ X8_ x_load(
 void prepare(
     uint thread_2,
     uint lane_1,
+    uint width_1,
     uint subgroup_1,
     uint subgroups_1
 ) {
@@ -593,19 +594,38 @@ metal::float2 with_bias(
     return v_6;
 }
 
-void y_store(
+metal::float2 y_added(
     uint i_9,
+    bool second
+) {
+    return metal::float2 {};
+}
+
+void y_put(
+    uint i_10,
     metal::float2 v_7,
-    bool second,
+    metal::float2 more,
+    bool second_1,
     device type_7& y
 ) {
-    y[i_9] = v_7.x;
-    if (second) {
-        y[i_9 + 1u] = v_7.y;
+    y[i_10] = v_7.x;
+    if (second_1) {
+        y[i_10 + 1u] = v_7.y;
         return;
     } else {
         return;
     }
+}
+
+void y_store(
+    uint i_11,
+    metal::float2 v_8,
+    bool second_2,
+    device type_7& y
+) {
+    metal::float2 _e3 = y_added(i_11, second_2);
+    y_put(i_11, v_8, _e3, second_2, y);
+    return;
 }
 
 uint outs(
@@ -678,58 +698,97 @@ uint row_of(
     return _e19;
 }
 
-void put(
-    uint first_3,
-    uint r_1,
+bool has_second(
+    uint row_7,
     uint b_5,
     uint place_5,
+    constant Params& p
+) {
+    bool local_5 = {};
+    uint _e5 = outs(p);
+    if ((row_7 + 1u) < _e5) {
+        bool _e11 = has_y(row_7 + 1u, b_5, place_5, p);
+        local_5 = _e11;
+    } else {
+        local_5 = false;
+    }
+    bool _e13 = local_5;
+    return _e13;
+}
+
+metal::float2 added(
+    uint first_3,
+    uint r_1,
+    uint b_6,
+    uint place_6,
+    constant Params& p
+) {
+    uint row_8 = first_3 + r_1;
+    uint _e6 = y_at(row_8, b_6, place_6, p);
+    bool _e7 = has_y(row_8, b_6, place_6, p);
+    bool _e9 = has_second(row_8, b_6, place_6, p);
+    metal::float2 _e10 = y_added(_e7 ? _e6 : 0u, _e9);
+    return _e10;
+}
+
+void put_added(
+    uint first_4,
+    uint r_2,
+    uint b_7,
+    uint place_7,
     metal::float2 sum,
+    metal::float2 more_1,
     constant Params& p,
     device type_7& y
 ) {
-    bool local_5 = {};
-    uint row_7 = first_3 + r_1;
-    bool _e6 = has_y(row_7, b_5, place_5, p);
-    if (_e6) {
-        uint _e9 = outs(p);
-        bool second_1 = (row_7 + 1u) < _e9;
-        uint _e11 = y_at(row_7, b_5, place_5, p);
-        metal::float2 _e12 = with_bias(sum, row_7);
-        if (second_1) {
-            bool _e17 = has_y(row_7 + 1u, b_5, place_5, p);
-            local_5 = _e17;
-        } else {
-            local_5 = false;
-        }
-        bool _e19 = local_5;
-        y_store(_e11, _e12, _e19, y);
+    uint row_9 = first_4 + r_2;
+    bool _e7 = has_y(row_9, b_7, place_7, p);
+    if (_e7) {
+        uint _e8 = y_at(row_9, b_7, place_7, p);
+        metal::float2 _e9 = with_bias(sum, row_9);
+        bool _e10 = has_second(row_9, b_7, place_7, p);
+        y_put(_e8, _e9, more_1, _e10, y);
         return;
     } else {
         return;
     }
 }
 
+void put(
+    uint first_5,
+    uint r_3,
+    uint b_8,
+    uint place_8,
+    metal::float2 sum_1,
+    constant Params& p,
+    device type_7& y
+) {
+    metal::float2 _e5 = added(first_5, r_3, b_8, place_8, p);
+    put_added(first_5, r_3, b_8, place_8, sum_1, _e5, p, y);
+    return;
+}
+
 void put_gated(
-    uint first_4,
-    uint place_6,
+    uint first_6,
+    uint place_9,
     metal::float2 gate,
     metal::float2 up,
     constant Params& p,
     device type_7& y
 ) {
-    uint row_8 = first_4 / 2u;
+    uint row_10 = first_6 / 2u;
     uint _e6 = outs(p);
-    if (first_4 < _e6) {
-        metal::float2 _e8 = with_bias(gate, row_8);
+    if (first_6 < _e6) {
+        metal::float2 _e8 = with_bias(gate, row_10);
         X2_ _e9 = x_pack(_e8);
         metal::float2 _e10 = x_unpack(_e9);
         uint _e11 = outs(p);
-        metal::float2 _e15 = with_bias(up, row_8 + (_e11 / 2u));
+        metal::float2 _e15 = with_bias(up, row_10 + (_e11 / 2u));
         X2_ _e16 = x_pack(_e15);
         metal::float2 _e17 = x_unpack(_e16);
         uint _e18 = outs(p);
         metal::float2 _e23 = silu(_e10);
-        y_store((place_6 * (_e18 / 2u)) + row_8, _e23 * _e17, true, y);
+        y_store((place_9 * (_e18 / 2u)) + row_10, _e23 * _e17, true, y);
         return;
     } else {
         return;
@@ -743,25 +802,25 @@ float dot8_(
     uint replica,
     threadgroup type_11& pairs
 ) {
-    float sum_1 = {};
+    float sum_2 = {};
     metal::float2 w0_ = pairs.inner[((word_1 & 255u) * REPLICAS) + replica];
     metal::float2 w1_ = pairs.inner[(((word_1 >> 8u) & 255u) * REPLICAS) + replica];
     metal::float2 w2_ = pairs.inner[(((word_1 >> 16u) & 255u) * REPLICAS) + replica];
     metal::float2 w3_ = pairs.inner[((word_1 >> 24u) * REPLICAS) + replica];
-    sum_1 = w0_.x * low.x;
-    float _e46 = sum_1;
-    sum_1 = metal::fma(w0_.y, low.y, _e46);
-    float _e50 = sum_1;
-    sum_1 = metal::fma(w1_.x, low.z, _e50);
-    float _e54 = sum_1;
-    sum_1 = metal::fma(w1_.y, low.w, _e54);
-    float _e58 = sum_1;
-    sum_1 = metal::fma(w2_.x, high.x, _e58);
-    float _e62 = sum_1;
-    sum_1 = metal::fma(w2_.y, high.y, _e62);
-    float _e66 = sum_1;
-    sum_1 = metal::fma(w3_.x, high.z, _e66);
-    float _e70 = sum_1;
+    sum_2 = w0_.x * low.x;
+    float _e46 = sum_2;
+    sum_2 = metal::fma(w0_.y, low.y, _e46);
+    float _e50 = sum_2;
+    sum_2 = metal::fma(w1_.x, low.z, _e50);
+    float _e54 = sum_2;
+    sum_2 = metal::fma(w1_.y, low.w, _e54);
+    float _e58 = sum_2;
+    sum_2 = metal::fma(w2_.x, high.x, _e58);
+    float _e62 = sum_2;
+    sum_2 = metal::fma(w2_.y, high.y, _e62);
+    float _e66 = sum_2;
+    sum_2 = metal::fma(w3_.x, high.z, _e66);
+    float _e70 = sum_2;
     return metal::fma(w3_.y, high.w, _e70);
 }
 
@@ -822,7 +881,7 @@ struct gemv_pairsInput {
             pairs.inner[_e39] = HIGH_FIRST ? metal::float2(high_2, low_2) : metal::float2(low_2, high_2);
         }
     }
-    prepare(thread_, lane, subgroup, subgroups);
+    prepare(thread_, lane, width, subgroup, subgroups);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     first = start;
     bool loop_init_5 = true;
