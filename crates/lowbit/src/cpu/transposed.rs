@@ -18,10 +18,6 @@ const COLS: usize = 128;
 /// Rows of `w` that are decoded together.
 const DEPTH: usize = 128;
 
-/// Rows of activations of 16 bits from which on pairs of 16-bit integers are faster, where they are for `linear`:
-/// to round weights takes as long here as to multiply them with so many.
-const PAIRS_FROM: usize = 32;
-
 /// Rows of activations of 16 bits from which on matrices are faster where a machine multiplies them.
 const MATRICES_FROM: usize = 24;
 
@@ -40,8 +36,7 @@ pub(crate) fn linear_transposed<T: Element>(
     let m = dx.len() / k;
     let pool = Pool::for_work(m * n * k);
     pool.enter(|| {
-        if m >= PAIRS_FROM
-            && isa.run(UsesPairs { m, split: precision == DType::F32 })
+        if isa.run(UsesPairs { m, split: precision == DType::F32 })
             && let Some(p) = gemm_pairs::prepare(isa, view, dy, m, true, &pool)
         {
             let mut dxt = vec![0.0; k * m];
