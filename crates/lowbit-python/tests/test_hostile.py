@@ -278,7 +278,20 @@ def test_every_native_function_that_takes_memory_is_among_them():
     }
     functions = {name for name, f in vars(_native).items() if inspect.isbuiltin(f)}
     others |= {name for name in functions if name.startswith("plan_")}  # In test_mps.py.
+    others.add("optimizer_params")  # Below.
     assert functions - others == set(Raw().calls)
+
+
+@pytest.mark.parametrize(
+    ("place", "bad"),
+    [(0, "zz"), (1, None), (2, -1), (2, 0), (3, "f64"), (4, -1), (4, 2**63), (5, None), (6, "no")],
+)
+def test_numbers_of_a_step_on_a_gpu_are_refused(place, bad):
+    good = ["adam", rules.Settings(lr=0.1), 1, "f32", 10, False, False]
+    assert _native.optimizer_params(*good)
+    good[place] = bad
+    with pytest.raises(REFUSALS):
+        _native.optimizer_params(*good)
 
 
 @pytest.mark.parametrize("bad", [-1, 8, 2**62, -(2**63)])
