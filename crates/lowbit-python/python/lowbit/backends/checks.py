@@ -27,6 +27,15 @@ def check_f32(t: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected torch.float32, got {t.dtype}")
 
 
+def check_int8_factors(a: Tensor, b: Tensor) -> None:
+    """Refuse all but int8 `a: [.., K]` and `b: [N, K]`."""
+    for name, t in (("a", a), ("b", b)):
+        if t.dtype is not torch.int8:
+            raise TypeError(f"{name}: expected torch.int8, got {t.dtype}")
+    if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
+
+
 def has_half_scales(w: PackedWeight) -> bool:
     """Whether scales are f16, as only those may be that are mean magnitudes."""
     halves = w.nested_absmax is None and w.scales.dtype is torch.float16

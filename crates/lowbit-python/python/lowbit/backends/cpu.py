@@ -18,6 +18,7 @@ from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, openmp
 from lowbit.backends.checks import (
     check_bias,
     check_f32,
+    check_int8_factors,
     dtype_name,
     has_half_scales,
     rows_and_columns,
@@ -149,11 +150,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """`lowbit::int8_matmul`."""
     _follow_torch()
     a, b = a.contiguous(), b.contiguous()
-    for name, t in (("a", a), ("b", b)):
-        if t.dtype is not torch.int8:
-            raise TypeError(f"{name}: expected torch.int8, got {t.dtype}")
-    if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
+    check_int8_factors(a, b)
     out = torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
     _native.int8_matmul(_region(a, "a"), _region(b, "b"), a.shape[-1], _fresh(out))
     return out

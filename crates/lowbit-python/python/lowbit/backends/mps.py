@@ -22,6 +22,7 @@ from lowbit.backends import rows as rows_of_table
 from lowbit.backends.checks import (
     check_bias,
     check_f32,
+    check_int8_factors,
     dtype_name,
     has_half_scales,
     rows_and_columns,
@@ -127,11 +128,7 @@ def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """`lowbit::int8_matmul`."""
-    for name, t in (("a", a), ("b", b)):
-        if t.dtype is not torch.int8:
-            raise TypeError(f"{name}: expected torch.int8, got {t.dtype}")
-    if b.dim() != 2 or a.dim() < 1 or a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"a, b: expected [.., K] and [N, K], got {list(a.shape)}, {list(b.shape)}")
+    check_int8_factors(a, b)
     rows, (n, k) = a.shape[:-1], b.shape
     plan = _plan("int8_matmul", a.device, math.prod(rows), n, k)
     (sums,) = plan.run({"a": a, "b": b}, Result(torch.int32, [*rows, n]))
