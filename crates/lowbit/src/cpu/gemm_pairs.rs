@@ -136,7 +136,7 @@ impl<T: Element> Task for Round<'_, T> {
         let Round { x, m, len, from, out } = self;
         let terms = CHUNK.min(len - from);
         let mut wide = [0.0f32; CHUNK];
-        let mut ints = Buffer::new(PAIRS, 0i32);
+        let mut ints = [0i32; PAIRS];
         let mut is_finite = true;
         for (panel, out) in out.chunks_exact_mut((PAIRS + 1) * S::LANES).enumerate() {
             // What is beyond the rows that there are stays zero.
