@@ -7,7 +7,7 @@
 help:
 	@echo 'make demo    build lowbit and run its demo: quantize, inspect, evaluate, generate (offline)'
 	@echo 'make test    run every test: unit, integration, documentation, GPU kernels, other processors emulated, Python'
-	@echo 'make test-full  the same, and what takes longer: every shape and setting on GPUs'
+	@echo 'make test-full  the same, and what takes longer: every shape and setting on GPUs and arm64'
 	@echo 'make check   formatting, lints and documentation, with warnings denied'
 	@echo 'make setup   check the tools and fetch the crates of Cargo.lock (the others do this first)'
 	@echo

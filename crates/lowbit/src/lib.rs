@@ -47,3 +47,11 @@ pub use tensor::{
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The suite among the unit tests: one program to compile instead of two and the library. scripts/test-neon
+/// asks for it.
+#[cfg(all(test, lowbit_one_program))]
+#[path = "../tests/suite/main.rs"]
+mod suite;
+#[cfg(all(test, lowbit_one_program))]
+extern crate self as lowbit;

@@ -6,7 +6,7 @@ use lowbit::cpu::Isa;
 use lowbit::optim::{BLOCK_SIZE, Moment, Owned, Rule, Settings, State, reference};
 use lowbit::{Cpu, DType, Element};
 
-use crate::golden::{bytes, f32s};
+use super::golden::{bytes, f32s};
 
 /// What the golden optimizers were made with, beside the defaults.
 fn golden_settings(name: &str) -> (Rule, Settings) {
