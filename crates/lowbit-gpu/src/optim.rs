@@ -41,6 +41,7 @@ const SHARED: &str = include_str!("kernels/optimizer.wgsl");
 const STEP: &str = include_str!("kernels/optimizer_step.wgsl");
 const NORMS: &str = include_str!("kernels/optimizer_norms.wgsl");
 const LIMIT: &str = include_str!("kernels/optimizer_limit.wgsl");
+const SUM_OF_GROUP: &str = include_str!("kernels/sum_of_group.wgsl");
 const CODES: &str = include_str!("kernels/moments_codes.wgsl");
 const KEEP_CODES: &str = include_str!("kernels/moments_keep_codes.wgsl");
 const NUMBERS: &str = include_str!("kernels/moments_numbers.wgsl");
@@ -370,6 +371,7 @@ impl<B: Clone> Task<'_, B> {
             Builder::new("optimizer_limit")
                 .bind("parts", Access::Read, "array<vec2<f32>>")
                 .bind("limited", Access::ReadWrite, "array<f32>")
+                .text(SUM_OF_GROUP)
                 .build(&["parts", "rate", "gain", "most"], "optimizer_limit", GROUP, LIMIT)
         });
         let numbers = [self.c.rate, self.c.gain as f32, settings.max_update_norm as f32];
@@ -487,5 +489,6 @@ fn step_kernel(kind: Kind, is_limited: bool) -> Kernel {
 fn norms_kernel(kind: Kind) -> Kernel {
     builder("optimizer_norms", kind, Access::Read)
         .bind("parts", Access::ReadWrite, "array<vec2<f32>>")
+        .text(SUM_OF_GROUP)
         .build(PARAMS, "optimizer_norms", GROUP, NORMS)
 }

@@ -1,7 +1,5 @@
 // The sums of squares of direction and parameter before a step, one of each for a group of threads.
 
-var<workgroup> sums: array<vec2<f32>, GROUP>;
-
 @compute @workgroup_size(GROUP)
 fn optimizer_norms(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -20,14 +18,8 @@ fn optimizer_norms(
         let b = select(vec4<f32>(), old, there);
         own += vec2<f32>(dot(a, a), dot(b, b));
     }
-    sums[thread] = own;
-    for (var half = GROUP / 2u; half > 0u; half >>= 1u) {
-        workgroupBarrier();
-        if (thread < half) {
-            sums[thread] += sums[thread + half];
-        }
-    }
+    let all = sum_of_group(own, thread);
     if (thread == 0u) {
-        parts[at] = sums[0];
+        parts[at] = all;
     }
 }

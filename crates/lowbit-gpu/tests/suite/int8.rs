@@ -7,12 +7,8 @@ use lowbit::{Cpu, DType, Element, QTensor, Result, Weight, formats};
 use lowbit_gpu::plan::Planner;
 use lowbit_gpu::{GpuWeight, Limits, Queue, int8_linear, int8_matmul, int8_rescale};
 
-use crate::gpu;
-#[cfg(unix)]
-use crate::metal::standin::{Mode, Recorder, StandIn};
+use crate::everywhere::{self, On, Test};
 use crate::typed::Typed;
-#[cfg(unix)]
-use lowbit_gpu::msl::Bounds;
 
 /// M, N and K: rows that begin with words and that do not, one and a few rows of activations, more than a
 /// tile of either, odd rows of results, single numbers, nothing.
@@ -30,23 +26,15 @@ const SIZES: [[usize; 3]; 11] = [
     [0, 3, 8],
 ];
 
-/// Runs a test on a GPU, with and without checked accesses, and as Metal text.
+/// Runs a test on everything.
 fn everywhere(test: impl Fn(&dyn Subject)) {
-    for checked in [false, true] {
-        let Some(gpu) = gpu(checked) else { return };
-        test(&On { queue: gpu, is_recorder: false });
+    struct Each<F>(F);
+    impl<F: Fn(&dyn Subject)> Test for Each<F> {
+        fn run<Q: Queue>(&self, on: On<Q>) {
+            (self.0)(&on);
+        }
     }
-    #[cfg(unix)]
-    for mode in
-        [Mode::APPLE, Mode::FAST, Mode { bounds: Bounds::Checked, simd_width: 16, ..Mode::FAST }]
-    {
-        let queue = StandIn::new(mode);
-        let record = |recorder: &Recorder| {
-            test(&On { queue: recorder.clone(), is_recorder: true });
-        };
-        queue.prepare(record).expect("every kernel is translated and compiled");
-        test(&On { queue, is_recorder: false });
-    }
+    everywhere::everywhere(&Each(test));
 }
 
 /// What multiplies.
@@ -70,11 +58,6 @@ trait Subject {
         threshold: f32,
         bias: Option<&Typed>,
     ) -> Result<Vec<f32>>;
-}
-
-struct On<Q> {
-    queue: Q,
-    is_recorder: bool,
 }
 
 impl<Q: Queue> On<Q> {

@@ -3,6 +3,7 @@
 mod conformance;
 mod counting;
 mod device;
+mod everywhere;
 mod experts;
 mod golden;
 mod int8;

@@ -8,33 +8,22 @@ use lowbit_gpu::optim::{Moment, Optimizer, Parameter, State};
 use lowbit_gpu::plan::Planner;
 use lowbit_gpu::{Limits, Queue};
 
+use crate::everywhere::{self, On, Test};
 use crate::gpu;
-#[cfg(unix)]
-use crate::metal::standin::{Mode, Recorder, StandIn};
 use crate::typed::Typed;
-#[cfg(unix)]
-use lowbit_gpu::msl::Bounds;
 
 /// A few numbers, blocks that end early, and more than a group of threads takes at a time.
 const LENGTHS: [usize; 6] = [1, 255, 258, 1001, 1024, 5123];
 
-/// Runs a test on a GPU, with and without checked accesses, and as Metal text.
+/// Runs a test on everything.
 fn everywhere(test: impl Fn(&dyn Subject)) {
-    for checked in [false, true] {
-        let Some(gpu) = gpu(checked) else { return };
-        test(&On { queue: gpu, is_recorder: false });
+    struct Each<F>(F);
+    impl<F: Fn(&dyn Subject)> Test for Each<F> {
+        fn run<Q: Queue>(&self, on: On<Q>) {
+            (self.0)(&on);
+        }
     }
-    #[cfg(unix)]
-    for mode in
-        [Mode::APPLE, Mode::FAST, Mode { bounds: Bounds::Checked, simd_width: 16, ..Mode::FAST }]
-    {
-        let queue = StandIn::new(mode);
-        let record = |recorder: &Recorder| {
-            test(&On { queue: recorder.clone(), is_recorder: true });
-        };
-        queue.prepare(record).expect("every kernel is translated and compiled");
-        test(&On { queue, is_recorder: false });
-    }
+    everywhere::everywhere(&Each(test));
 }
 
 /// What takes steps.
@@ -49,11 +38,6 @@ trait Subject {
         p: &Typed,
         g: &Typed,
     ) -> Result<(Typed, optim::State)>;
-}
-
-struct On<Q> {
-    queue: Q,
-    is_recorder: bool,
 }
 
 /// What follows a tensor in its last 16 bytes, and is to stay.
