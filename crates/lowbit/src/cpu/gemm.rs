@@ -43,16 +43,17 @@ impl Task for Gemm<'_> {
         let Gemm { view, x, m, first, y } = self;
         let (k, stride) = (view.k, stride(view.k));
         let rows = y.len() / m;
-        let mut tile = Buffer::new(rows.next_multiple_of(NR) * COLS, 0.0f32);
+        let width = COLS.min(k.next_multiple_of(PAD));
+        let mut tile = Buffer::new(rows.next_multiple_of(NR) * width, 0.0f32);
         let mut sums = vec![s.splat(0.0); rows.next_multiple_of(NR) * m];
         for col in (0..k).step_by(COLS) {
             let cols = COLS.min(k - col);
             let padded = cols.next_multiple_of(PAD);
-            for (i, tile) in tile.chunks_exact_mut(COLS).take(rows).enumerate() {
+            for (i, tile) in tile.chunks_exact_mut(width).take(rows).enumerate() {
                 view.decode(s, first + i, col, &mut tile[..cols]);
                 tile[cols..padded].fill(0.0);
             }
-            let part = Part { tile: &tile, cols: padded, stride, m };
+            let part = Part { tile: &tile, width, cols: padded, stride, m };
             let mut i = 0;
             while i < m {
                 let (x, sums) = (&x[i * stride + col..], &mut sums[i..]);
@@ -72,8 +73,9 @@ impl Task for Gemm<'_> {
 
 /// A tile of weights.
 struct Part<'a> {
-    /// `[rows, COLS]`, of which `cols` count.
+    /// `[rows, width]`, of which `cols` count.
     tile: &'a [f32],
+    width: usize,
     cols: usize,
     /// Distance of two rows of x.
     stride: usize,
@@ -96,10 +98,10 @@ impl Part<'_> {
     /// The same, `N` rows of the tile at a time.
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const N: usize>(&self, s: S, x: &[f32], sums: &mut [S::F]) {
-        let Part { tile, cols, stride, m } = *self;
+        let Part { tile, width, cols, stride, m } = *self;
         let x: [&[f32]; R] = std::array::from_fn(|i| &x[i * stride..][..cols]);
-        for (group, sums) in tile.chunks_exact(N * COLS).zip(sums.chunks_mut(N * m)) {
-            let w: [&[f32]; N] = std::array::from_fn(|n| &group[n * COLS..][..cols]);
+        for (group, sums) in tile.chunks_exact(N * width).zip(sums.chunks_mut(N * m)) {
+            let w: [&[f32]; N] = std::array::from_fn(|n| &group[n * width..][..cols]);
             let mut acc = [[s.splat(0.0); R]; N];
             for n in 0..N {
                 acc[n].copy_from_slice(&sums[n * m..][..R]);
