@@ -118,6 +118,8 @@ def line(case: Case, medians: dict[str, float]) -> str:
         columns.append(f"{medians[name]:10.3f}" if name in medians else " " * 10)
     if "bnb" in medians:
         columns.append(f"   {medians['bnb'] / medians['lowbit']:.1f}x")
+    if "free" in medians:
+        columns.append(f" of at most {medians['bnb'] / medians['free']:.1f}x")
     if case.target is not None:
         mine, other, factor = case.target
         limit = medians[other] / factor if other in medians else factor
@@ -237,11 +239,19 @@ def overhead_cases() -> Iterator[Case]:
     yield Case("1000 calls", runs, ("lowbit", "limit", 5.0))
 
 
+class Free(torch.nn.Linear):
+    """Zeros that cost nothing in place of a product with the weight, and so of its gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[.., N]`."""
+        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
+
+
 def training_cases() -> Iterator[Case]:
     """A step of QLoRA: 72 M parameters, rank 16 on every linear layer, 2 x 128 tokens.
 
     In bf16 where the processor multiplies it; elsewhere torch takes seconds for it, and f32 is what
-    people use.
+    people use. What the step takes with `Free` layers no library of quantized layers can go below.
     """
     import peft
     import transformers
@@ -293,7 +303,18 @@ def training_cases() -> Iterator[Case]:
                 setattr(model.get_submodule(parent), last, layer.to("cpu"))
         return model
 
-    quantizers = {"lowbit": with_ours, "bnb": with_theirs, "dense": lambda model: model}
+    def without_products(model: torch.nn.Module) -> torch.nn.Module:
+        for path, module in model.named_modules():
+            if type(module) is torch.nn.Linear and path != "lm_head":
+                module.__class__ = Free
+        return model
+
+    quantizers = {
+        "lowbit": with_ours,
+        "bnb": with_theirs,
+        "dense": lambda model: model,
+        "free": without_products,
+    }
     # Made when they are first run, so that who does not ask for this case does not wait for it.
     steps = {who: cache(lambda q=quantize: step(q)) for who, quantize in quantizers.items()}
     runs = {who: lambda turn, made=made: made()(turn) for who, made in steps.items()}
