@@ -2,6 +2,8 @@
 
 use super::convert::narrow;
 use super::dispatch::Isa;
+use super::linear::Pool;
+use super::scales;
 use super::simd::{Simd, Task};
 use super::view::{View, has_rows};
 use crate::{DType, Element, QTensor, threads};
@@ -25,12 +27,15 @@ pub(crate) fn dequantize<T: Element>(isa: Isa, q: &QTensor, out: &mut [T]) {
     }
     // Pieces begin at even weights, so that none begins in the middle of a byte.
     let piece = if has_rows(q) { PIECE.div_ceil(view.k) * view.k } else { PIECE };
-    let task = |i: usize, out: &mut [T]| isa.run(Piece { view: &view, first: i * piece, out });
-    if out.len() <= PIECE {
-        out.chunks_mut(piece).enumerate().for_each(|(i, out)| task(i, out));
-    } else {
-        threads::for_each(out.chunks_mut(piece).enumerate(), |(i, out)| task(i, out));
-    }
+    let pool = Pool::for_work(out.len());
+    scales::restored(isa, &view, &pool, |view| {
+        let task = |i: usize, out: &mut [T]| isa.run(Piece { view, first: i * piece, out });
+        if out.len() <= PIECE {
+            out.chunks_mut(piece).enumerate().for_each(|(i, out)| task(i, out));
+        } else {
+            threads::for_each(out.chunks_mut(piece).enumerate(), |(i, out)| task(i, out));
+        }
+    });
 }
 
 struct Piece<'a, T> {

@@ -12,6 +12,7 @@ use super::gemm16::{self, Gemm16, Gemv16};
 use super::gemv::Gemv;
 use super::lookup::{self, Sums};
 use super::planes::{self, LookUp};
+use super::scales;
 use super::simd::matrix::FEW_ROWS;
 use super::simd::{Simd, Task};
 use super::tile;
@@ -71,10 +72,12 @@ pub(crate) fn linear<T: Element>(
     let rows = m.div_ceil(m.div_ceil(batch)).next_multiple_of(group);
     let batches = y.chunks_mut(rows * n).enumerate();
     pool.enter(|| {
-        for (i, y) in batches {
-            let x = &x[i * rows * k..][..y.len() / n * k];
-            multiply(isa, view, x, bias, y, precision, &pool);
-        }
+        scales::restored(isa, view, &pool, |view| {
+            for (i, y) in batches {
+                let x = &x[i * rows * k..][..y.len() / n * k];
+                multiply(isa, view, x, bias, y, precision, &pool);
+            }
+        });
     });
 }
 

@@ -29,6 +29,7 @@ mod outliers;
 mod planes;
 mod quantize;
 pub mod reference;
+mod scales;
 pub(crate) mod simd;
 mod tile;
 mod transposed;

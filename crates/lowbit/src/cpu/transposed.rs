@@ -6,9 +6,10 @@ use super::dispatch::Isa;
 use super::gemm_matrix::{self, HasMatrices};
 use super::gemm_pairs;
 use super::linear::{self, Pool, UsesPairs};
+use super::scales;
 use super::simd::matrix::BLOCK;
 use super::simd::{Simd, Task};
-use super::tile::{self, ROWS, multiply};
+use super::tile::{self, ROWS};
 use super::to_f32;
 use super::view::View;
 use crate::{DType, Element};
@@ -29,48 +30,61 @@ pub(crate) fn linear_transposed<T: Element>(
     dx: &mut [T],
     precision: DType,
 ) {
-    let (n, k) = (view.n, view.k);
     if dx.is_empty() {
         return;
     }
-    let m = dx.len() / k;
-    let pool = Pool::for_work(m * n * k);
+    let pool = Pool::for_work(dx.len() * view.n);
     pool.enter(|| {
-        if isa.run(UsesPairs { m, split: precision == DType::F32 })
-            && let Some(p) = gemm_pairs::prepare(isa, view, dy, m, true, &pool)
-        {
-            let mut dxt = vec![0.0; k * m];
-            if p.multiply(isa, &mut dxt, &pool) {
-                return linear::finish(isa, &dxt, None, dx, k, &pool);
-            }
-        }
-        let use_matrices = precision != DType::F32 && m >= MATRICES_FROM && isa.run(HasMatrices);
-        // [K / COLS, M, COLS]: each thread owns its columns. Matrices fill whole blocks of rows.
-        let mut len = if use_matrices { m.next_multiple_of(BLOCK) } else { m } * COLS;
-        let mut parts = Buffer::new(k.div_ceil(COLS) * len, 0.0f32);
-        let prepared = use_matrices
-            .then(|| gemm_matrix::prepare(isa, view, dy, m, true, precision, &pool))
-            .flatten();
-        let is_done = prepared.is_some_and(|p| {
-            pool.each(&mut parts, len, m * n * k, |i, dx| {
-                isa.run(gemm_matrix::Columns::<COLS> { p: &p, col: i * COLS, dx });
-            });
-            !p.failed()
+        scales::restored(isa, view, &pool, |view| {
+            multiply(isa, view, dy, dx, precision, &pool);
         });
-        if !is_done {
-            let dy = &*to_f32(dy);
-            len = m * COLS;
-            let parts = &mut parts[..k.div_ceil(COLS) * len];
-            if use_matrices {
-                parts.fill(0.0);
-            }
-            pool.each(parts, len, m * n * k, |i, dx| {
-                isa.run(Columns { view, dy, col: i * COLS, dx });
-            });
+    });
+}
+
+fn multiply<T: Element>(
+    isa: Isa,
+    view: &View<'_>,
+    dy: &[T],
+    dx: &mut [T],
+    precision: DType,
+    pool: &Pool,
+) {
+    let (n, k) = (view.n, view.k);
+    let m = dx.len() / k;
+    if isa.run(UsesPairs { m, split: precision == DType::F32 })
+        && let Some(p) = gemm_pairs::prepare(isa, view, dy, m, true, pool)
+    {
+        let mut dxt = vec![0.0; k * m];
+        if p.multiply(isa, &mut dxt, pool) {
+            return linear::finish(isa, &dxt, None, dx, k, pool);
         }
-        pool.each(dx, k, m * k, |i, row| {
-            isa.run(Row { parts: &parts, len, at: i * COLS, row });
+    }
+    let use_matrices = precision != DType::F32 && m >= MATRICES_FROM && isa.run(HasMatrices);
+    // [K / COLS, M, COLS]: each thread owns its columns. Matrices fill whole blocks of rows.
+    let mut len = if use_matrices { m.next_multiple_of(BLOCK) } else { m } * COLS;
+    let mut parts = Buffer::new(k.div_ceil(COLS) * len, 0.0f32);
+    let prepared = use_matrices
+        .then(|| gemm_matrix::prepare(isa, view, dy, m, true, precision, pool))
+        .flatten();
+    let is_done = prepared.is_some_and(|p| {
+        pool.each(&mut parts, len, m * n * k, |i, dx| {
+            isa.run(gemm_matrix::Columns::<COLS> { p: &p, col: i * COLS, dx });
         });
+        !p.failed()
+    });
+    if !is_done {
+        let dy = &*to_f32(dy);
+        len = m * COLS;
+        let parts = &mut parts[..k.div_ceil(COLS) * len];
+        if use_matrices {
+            parts.fill(0.0);
+        }
+        pool.each(parts, len, m * n * k, |i, dx| {
+            isa.run(Columns { view, dy, col: i * COLS, dx });
+        });
+    }
+    pool.each(dx, k, m * k, |i, row| {
+        isa.run(Row { parts: &parts, len, at: i * COLS, row });
     });
 }
 
@@ -151,7 +165,7 @@ fn rows<S: Simd, const R: usize>(
         for (j, a) in a.iter_mut().enumerate() {
             *a = &dy[(i + j) * n..];
         }
-        multiply(s, a, panel, &mut dx[i * COLS..], COLS);
+        tile::multiply(s, a, panel, &mut dx[i * COLS..], COLS);
         i += R;
     }
     i

@@ -104,6 +104,15 @@ impl<'a> View<'a> {
         View { n: geometry.n, k: geometry.k, codes, bytes: q.codes(), blocks: Some(blocks) }
     }
 
+    /// The same weight with these scales in place of its own.
+    pub fn with_scales<'b>(&self, scales: &'b Scales) -> View<'b>
+    where
+        'a: 'b,
+    {
+        let blocks = self.blocks.map(|blocks| Blocks { scales, ..blocks });
+        View { blocks, ..self.clone() }
+    }
+
     /// Bits of a code, where each stands for one weight.
     fn code_bits(&self) -> usize {
         match self.codes {
