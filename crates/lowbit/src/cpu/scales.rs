@@ -19,7 +19,8 @@ pub(crate) fn restored<R>(
 ) -> R {
     let Some(Blocks { scales: Scales::Nested(nested), .. }) = view.blocks else { return f(view) };
     let mut out = vec![0.0; nested.codes.len()];
-    let (len, work) = (BLOCKS * nested.block_size, out.len());
+    // A block may be said to be longer than all scales together, up to where sixteen of them overflow.
+    let (len, work) = (BLOCKS * nested.block_size.min(out.len().max(1)), out.len());
     pool.each(&mut out, len, work, |i, out| {
         isa.run(Restore { nested, first: i * BLOCKS, out });
     });
