@@ -146,8 +146,9 @@ impl Prepared<'_> {
         self.steps * self.parts[0] * 2 * FACTOR
     }
 
-    fn check(&self, y: &[f32]) {
-        if y.iter().any(|v| !v.is_finite()) {
+    #[inline(always)]
+    fn check<S: Simd>(&self, s: S, y: &[f32]) {
+        if !f32::from_bits(s.max_magnitude_bits(y)).is_finite() {
             self.failed.store(true, Ordering::Relaxed);
         }
     }
@@ -221,7 +222,7 @@ impl Task for GemmMatrix<'_> {
         for (y, sums) in y.chunks_exact_mut(m).zip(sums.chunks_exact(stride)) {
             y.copy_from_slice(&sums[..m]);
         }
-        p.check(y);
+        p.check(s, y);
     }
 }
 
@@ -277,7 +278,7 @@ impl<const COLS: usize> Task for Columns<'_, COLS> {
             }
         }
         for dx in dx.chunks_exact(COLS).take(p.m) {
-            p.check(&dx[..cols]);
+            p.check(s, &dx[..cols]);
         }
     }
 }

@@ -206,6 +206,8 @@ impl<T: Element> Task for Finish<'_, T> {
             let cols = COLS.min(n - col);
             for j in 0..cols {
                 let yt = &yt[(col + j) * m + first..][..rows];
+                // Lines lie M apart, further than a prefetcher follows.
+                s.prefetch(bytemuck::cast_slice(yt), COLS * m * size_of::<f32>());
                 for (i, v) in yt.iter().enumerate() {
                     tile[i * COLS + j] = *v;
                 }
