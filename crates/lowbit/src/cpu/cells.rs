@@ -2,7 +2,7 @@
 //! one threshold lies.
 
 #[cfg(target_arch = "x86_64")]
-use super::lines::Lines;
+use super::lines::{Lines, Quads};
 use crate::format::Encoder;
 
 /// The sign, the exponent and seven bits of the mantissa.
@@ -16,9 +16,11 @@ pub(crate) struct Cells {
     /// into it where it reaches the threshold. Of numbers below zero it is the complement of the
     /// code, unless codes begin at zero.
     table: Box<[u32; CELLS]>,
-    /// The thresholds above zero as lines, which vectors take.
+    /// The thresholds above zero as lines, which vectors take, and those as longer vectors do.
     #[cfg(target_arch = "x86_64")]
     pub lines: Lines,
+    #[cfg(target_arch = "x86_64")]
+    pub quads: Quads,
     /// The code of zero.
     pub zero: u8,
 }
@@ -43,10 +45,14 @@ impl Cells {
                 *entry |= (1 << 24) - threshold[1];
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        let lines = Lines::new(&encoder.ups[usize::from(zero)..]);
         Cells {
             table,
             #[cfg(target_arch = "x86_64")]
-            lines: Lines::new(&encoder.ups[usize::from(zero)..]),
+            quads: Quads::new(&lines),
+            #[cfg(target_arch = "x86_64")]
+            lines,
             zero,
         }
     }

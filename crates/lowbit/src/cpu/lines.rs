@@ -62,3 +62,44 @@ impl Lines {
         lines
     }
 }
+
+/// Powers of four from the first to 1: below it, all numbers have the first code.
+const QUADS: usize = 16;
+
+/// The first of them, the least number that is looked at.
+pub(crate) const LEAST: f32 = f32::from_bits(0x3000_0000);
+
+/// The same lines for machines that look 32 values up at once: a power of four has numbers of two
+/// segments at most.
+///
+/// Bits 24 to 27 of a number are the index of the upper of both, which is beside that of the lower:
+/// bit 28 is set in all numbers from [`LEAST`] to 1.
+#[derive(Debug)]
+pub(crate) struct Quads {
+    /// The bits of the last number of the lower segment.
+    pub last: [i32; QUADS],
+    /// As of [`Lines`]: `[upper, lower]`.
+    pub slope: [[f32; QUADS]; 2],
+    pub offset: [[f32; QUADS]; 2],
+    pub top: [[f32; QUADS]; 2],
+}
+
+impl Quads {
+    /// The lines of a map.
+    pub fn new(lines: &Lines) -> Self {
+        let zeros = [[0.0; QUADS]; 2];
+        let mut quads = Quads { last: [0; QUADS], slope: zeros, offset: zeros, top: zeros };
+        let segment = |bits: i32| lines.last.iter().take_while(|last| bits > **last).count();
+        for i in 0..QUADS {
+            let first = (LEAST.to_bits() as i32) + ((i as i32) << 24);
+            let both = [segment(first + 0x00ff_ffff), segment(first)];
+            quads.last[i] = lines.last[both[1]];
+            for (j, segment) in both.into_iter().enumerate() {
+                quads.slope[j][i] = lines.slope[segment];
+                quads.offset[j][i] = lines.offset[segment];
+                quads.top[j][i] = lines.top[segment];
+            }
+        }
+        quads
+    }
+}

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod byte_tables;
+pub(crate) mod byte_values;
 pub(crate) mod cells;
 pub(crate) mod convert;
 mod dequantize;

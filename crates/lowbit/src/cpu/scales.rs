@@ -1,6 +1,7 @@
 //! Scales that are quantized themselves, restored once for an operation: its kernels come by each of them
 //! many times, and not eight or sixteen at once.
 
+use super::byte_values::ByteValues;
 use super::dispatch::Isa;
 use super::linear::Pool;
 use super::simd::{Simd, Task};
@@ -18,11 +19,13 @@ pub(crate) fn restored<R>(
     f: impl FnOnce(&View<'_>) -> R,
 ) -> R {
     let Some(Blocks { scales: Scales::Nested(nested), .. }) = view.blocks else { return f(view) };
+    let Ok(map) = nested.map.as_ref().try_into() else { return f(view) };
+    let map = &ByteValues::new(map);
     let mut out = vec![0.0; nested.codes.len()];
     // A block may be said to be longer than all scales together, up to where sixteen of them overflow.
     let (len, work) = (BLOCKS * nested.block_size.min(out.len().max(1)), out.len());
     pool.each(&mut out, len, work, |i, out| {
-        isa.run(Restore { nested, first: i * BLOCKS, out });
+        isa.run(Restore { nested, map, first: i * BLOCKS, out });
     });
     f(&view.with_scales(&Scales::F32(out.into())))
 }
@@ -30,6 +33,7 @@ pub(crate) fn restored<R>(
 /// Scales from nested block `first` on.
 struct Restore<'a> {
     nested: &'a Nested,
+    map: &'a ByteValues,
     first: usize,
     out: &'a mut [f32],
 }
@@ -38,21 +42,18 @@ impl Task for Restore<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Restore { nested, first, out } = self;
-        let map: Option<&[f32; 256]> = nested.map.as_ref().try_into().ok();
+        let Restore { nested, map, first, out } = self;
         let step = 4 * S::LANES;
         for (i, out) in out.chunks_mut(nested.block_size).enumerate() {
             let from = (first + i) * nested.block_size;
             let codes = &nested.codes[from..from + out.len()];
-            let whole = if map.is_some() { out.len() / step * step } else { 0 };
+            let whole = out.len() / step * step;
             let (absmax, offset) = (s.splat(nested.absmax[first + i]), s.splat(nested.offset));
-            if let Some(map) = map {
-                let steps = out[..whole].chunks_exact_mut(step).zip(codes.chunks_exact(step));
-                for (out, codes) in steps {
-                    let values = s.decode_bytes(map, codes);
-                    for (v, out) in values.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
-                        s.store(s.add(s.mul(v, absmax), offset), out);
-                    }
+            let steps = out[..whole].chunks_exact_mut(step).zip(codes.chunks_exact(step));
+            for (out, codes) in steps {
+                let values = s.decode_bytes(map, codes);
+                for (v, out) in values.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
+                    s.store(s.add(s.mul(v, absmax), offset), out);
                 }
             }
             for (j, out) in out.iter_mut().enumerate().skip(whole) {

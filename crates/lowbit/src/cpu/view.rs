@@ -4,6 +4,7 @@ use crate::format::{Packing, Values};
 use crate::tensor::{Geometry, rows_cols};
 use crate::{DType, QTensor, Scales, Weight, pack};
 
+use super::byte_values::ByteValues;
 use super::groups::Groups;
 use super::simd::{Simd, Task};
 
@@ -24,7 +25,7 @@ pub(crate) enum Codes<'a> {
     /// Two codes a byte.
     Nibbles { table: [f32; 16], low_first: bool },
     /// A code a byte.
-    Bytes(&'a [f32; 256]),
+    Bytes(Box<ByteValues>),
     /// A signed integer a byte.
     Ints,
     /// Codes that each stand for a group of weights.
@@ -91,7 +92,10 @@ impl<'a> View<'a> {
                 Err(_) => Codes::Other(q),
             },
             (true, 8, Values::Integer(_)) if !q.has_own_codebook() => Codes::Ints,
-            (true, 8, _) => book.try_into().map_or(Codes::Other(q), Codes::Bytes),
+            (true, 8, _) => match book.try_into() {
+                Ok(values) => Codes::Bytes(Box::new(ByteValues::new(values))),
+                Err(_) => Codes::Other(q),
+            },
             _ if geometry
                 .stacked
                 .is_some_and(|(_, rows)| rows * format.code_bits as usize == 8) =>
@@ -390,7 +394,7 @@ impl<S: Simd, const LOW_FIRST: bool> Decode<S> for Nibbles<'_, S, LOW_FIRST> {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct Bytes<'a>(pub &'a [f32; 256]);
+pub(crate) struct Bytes<'a>(pub &'a ByteValues);
 
 impl<S: Simd> Decode<S> for Bytes<'_> {
     const BITS: usize = 8;
@@ -400,7 +404,7 @@ impl<S: Simd> Decode<S> for Bytes<'_> {
     }
     #[inline(always)]
     fn one(self, bytes: &[u8], i: usize) -> f32 {
-        self.0[usize::from(bytes[i])]
+        self.0.values[usize::from(bytes[i])]
     }
 }
 

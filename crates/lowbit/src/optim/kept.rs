@@ -1,8 +1,8 @@
 //! Moments as the pass reads and writes them, one type for each way of keeping them.
 
 use super::state::front;
+use super::step::AHEAD;
 use super::{BLOCK_SIZE, Map, Moment};
-use crate::cpu::cells::Cells;
 use crate::cpu::reference::Scaling;
 use crate::cpu::simd::{MOST_LANES, Simd};
 
@@ -17,7 +17,7 @@ pub(super) trait Kept: Send + Sized {
     fn take_front(&mut self, len: usize) -> Self;
     /// `4 * LANES` numbers from `at` on; unless `WHOLE`, zeros past the end.
     fn load<S: Simd, const WHOLE: bool>(&self, s: S, at: usize) -> [S::F; 4];
-    /// Keeps as many there, at once or in `block`; unless `WHOLE`, none past the end.
+    /// Keeps as many there, or in `block` if a scale is needed first; unless `WHOLE`, none past the end.
     fn store<S: Simd, const WHOLE: bool>(
         &mut self,
         s: S,
@@ -25,8 +25,12 @@ pub(super) trait Kept: Send + Sized {
         m: [S::F; 4],
         block: &mut Block,
     );
-    /// Keeps what `store` left in `block`.
-    fn finish<S: Simd>(self, s: S, block: &Block);
+    /// A block that awaits its codes.
+    type Pending;
+    /// The scale of what `store` left in `block`.
+    fn scaled<S: Simd>(self, s: S, block: &Block) -> Self::Pending;
+    /// Codes of `4 * LANES` of these from `at` on, or of as many as there are.
+    fn encode<S: Simd>(s: S, pending: &mut Self::Pending, at: usize, block: &Block);
 }
 
 impl Kept for &mut [f32] {
@@ -53,8 +57,11 @@ impl Kept for &mut [f32] {
         to.copy_from_slice(&more[..to.len()]);
     }
 
+    type Pending = ();
     #[inline(always)]
-    fn finish<S: Simd>(self, _: S, _: &Block) {}
+    fn scaled<S: Simd>(self, _: S, _: &Block) {}
+    #[inline(always)]
+    fn encode<S: Simd>(_: S, (): &mut (), _: usize, _: &Block) {}
 }
 
 /// A moment in 8 bits.
@@ -64,7 +71,14 @@ pub(super) struct Codes<'a> {
     map: &'static Map,
 }
 
-impl Kept for Codes<'_> {
+/// A block of it whose codes are still to be found.
+pub(super) struct Pending<'a> {
+    codes: &'a mut [u8],
+    map: &'static Map,
+    scaling: Scaling,
+}
+
+impl<'a> Kept for Codes<'a> {
     const SHARES_SCALE: bool = true;
 
     #[inline(always)]
@@ -76,10 +90,11 @@ impl Kept for Codes<'_> {
     #[inline(always)]
     fn load<S: Simd, const WHOLE: bool>(&self, s: S, at: usize) -> [S::F; 4] {
         let codes = &self.codes[at..];
+        s.prefetch(codes, AHEAD);
         let mut m = if WHOLE {
-            s.decode_bytes(self.map.values, codes)
+            s.decode_bytes(&self.map.table, codes)
         } else {
-            s.decode_bytes(self.map.values, &padded(codes, self.map.encoder.encode(0.0)))
+            s.decode_bytes(&self.map.table, &padded(codes, self.map.encoder.encode(0.0)))
         };
         let scale = s.splat(self.absmax[0]);
         for m in &mut m {
@@ -99,20 +114,26 @@ impl Kept for Codes<'_> {
         store(s, m, &mut block[at..]);
     }
 
+    type Pending = Pending<'a>;
     #[inline(always)]
-    fn finish<S: Simd>(self, s: S, block: &Block) {
+    fn scaled<S: Simd>(self, s: S, block: &Block) -> Pending<'a> {
         let Codes { codes, absmax, map } = self;
-        let m = &block[..codes.len()];
-        absmax[0] = f32::from_bits(s.max_magnitude_bits(m));
-        let scaling = Scaling::new(map.format(), absmax[0]);
-        let step = 4 * S::LANES;
-        let whole = if scaling.is_one_product() { m.len() / step * step } else { 0 };
-        let cells: &Cells = &map.cells;
-        for (m, codes) in m[..whole].chunks_exact(step).zip(codes.chunks_exact_mut(step)) {
-            s.encode_cells(cells, m, scaling.factor, codes);
-        }
-        for (m, code) in m[whole..].iter().zip(&mut codes[whole..]) {
-            *code = map.encoder.encode(scaling.apply(*m));
+        absmax[0] = f32::from_bits(s.max_magnitude_bits(&block[..codes.len()]));
+        Pending { codes, map, scaling: Scaling::new(map.format(), absmax[0]) }
+    }
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, pending: &mut Pending<'a>, at: usize, block: &Block) {
+        let Pending { codes, map, scaling } = pending;
+        let end = codes.len().min(at + 4 * S::LANES);
+        let Some(codes) = codes.get_mut(at..end) else { return };
+        let m = &block[at..end];
+        if codes.len() == 4 * S::LANES && scaling.is_one_product() {
+            s.encode_cells(&map.cells, m, scaling.factor, codes);
+        } else {
+            for (m, code) in m.iter().zip(codes) {
+                *code = map.encoder.encode(scaling.apply(*m));
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::Format;
+use crate::cpu::byte_values::ByteValues;
 use crate::cpu::cells::Cells;
 use crate::format::Encoder;
 use crate::formats::dynamic8;
@@ -11,7 +12,7 @@ use crate::formats::dynamic8;
 #[derive(Debug)]
 pub struct Map {
     format: &'static Format,
-    pub(super) values: &'static [f32; 256],
+    pub(super) table: ByteValues,
     /// The format's, but that what is below zero stays so.
     pub(super) encoder: &'static Encoder,
     /// The same, fast.
@@ -33,7 +34,7 @@ impl Map {
 /// For what may be negative.
 static SIGNED: Map = Map {
     format: &dynamic8::SIGNED,
-    values: &dynamic8::SIGNED_MAP,
+    table: ByteValues::new(&dynamic8::SIGNED_MAP),
     encoder: &dynamic8::MOMENT_ENCODER,
     cells: LazyLock::new(|| Cells::new(&dynamic8::MOMENT_ENCODER)),
 };
@@ -41,7 +42,7 @@ static SIGNED: Map = Map {
 /// For sums of squares.
 static UNSIGNED: Map = Map {
     format: &dynamic8::UNSIGNED,
-    values: &dynamic8::UNSIGNED_MAP,
+    table: ByteValues::new(&dynamic8::UNSIGNED_MAP),
     encoder: &dynamic8::UNSIGNED_ENCODER,
     cells: LazyLock::new(|| Cells::new(&dynamic8::UNSIGNED_ENCODER)),
 };

@@ -89,8 +89,9 @@ fn dequantize(moment: &Moment<'_>, map: &Map) -> Vec<f32> {
     match moment {
         Moment::F32(numbers) => numbers.to_vec(),
         Moment::Bits8 { codes, absmax } => {
-            let value =
-                |(i, code): (usize, &u8)| map.values[usize::from(*code)] * absmax[i / BLOCK_SIZE];
+            let value = |(i, code): (usize, &u8)| {
+                map.table.values[usize::from(*code)] * absmax[i / BLOCK_SIZE]
+            };
             codes.iter().enumerate().map(value).collect()
         }
     }

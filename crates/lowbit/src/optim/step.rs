@@ -1,6 +1,7 @@
 //! The one pass over parameter, gradient and moments, on all threads.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::kept::{self, Block, Kept};
 use super::kernels::{AdEmaMix, Adam, Kernel, Lion, Momentum, Squares, Vectors};
@@ -102,6 +103,9 @@ struct Piece<'a, T, M, const N: usize> {
 
 struct Run<'a, T, K, M, const N: usize, const NORMS: bool>(Piece<'a, T, M, N>, PhantomData<K>);
 
+/// Numbers that are asked for ahead: two blocks, since no prefetcher of a processor crosses pages.
+pub(super) const AHEAD: usize = 2 * BLOCK_SIZE;
+
 const ZEROS: Block = [0.0; BLOCK_SIZE];
 
 impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
@@ -113,14 +117,19 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
         let Piece { p, g, mut moments, c } = self.0;
         let c = Vectors::new(s, c);
         let mut squares = [0.0; 2];
-        let (mut wide_p, mut wide_g, mut blocks) = (ZEROS, ZEROS, [ZEROS; N]);
+        let (mut wide_p, mut wide_g) = (ZEROS, ZEROS);
+        // Moments of this block, and those of the one before, which get their codes beside this one's
+        // step: divisions and roots leave time for it, but wait for each other within a block.
+        let (mut blocks, mut before) = (&mut [ZEROS; N], &mut [ZEROS; N]);
+        let mut pending = [const { None }; N];
         for (p, g) in p.chunks_mut(BLOCK_SIZE).zip(g.chunks(BLOCK_SIZE)) {
             let len = p.len();
             let mut moments = moments.each_mut().map(|moment| moment.take_front(len));
             if T::DTYPE == DType::F32 && len == BLOCK_SIZE && !NORMS {
                 let (p, g) = (bytemuck::cast_slice_mut(p), bytemuck::cast_slice(g));
                 // The constant leaves no code for what is less than four vectors.
-                update::<S, K, M, N, NORMS>(s, &c, BLOCK_SIZE, p, g, &mut moments, &mut blocks);
+                let kept = (&mut moments, &mut *blocks, &mut pending, &*before);
+                update::<S, K, M, N, NORMS>(s, &c, BLOCK_SIZE, p, g, kept);
             } else {
                 if len < BLOCK_SIZE {
                     (wide_p, wide_g) = (ZEROS, ZEROS);
@@ -128,8 +137,8 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
                 widen(s, p, &mut wide_p);
                 widen(s, g, &mut wide_g);
                 squares[1] += if NORMS { sum_of_squares(&wide_p) } else { 0.0 };
-                let (all, g) = (&mut wide_p, &wide_g);
-                update::<S, K, M, N, NORMS>(s, &c, len, all, g, &mut moments, &mut blocks);
+                let kept = (&mut moments, &mut *blocks, &mut pending, &*before);
+                update::<S, K, M, N, NORMS>(s, &c, len, &mut wide_p, &wide_g, kept);
                 if NORMS {
                     // Zeros that pad may have a direction of 0 / 0.
                     wide_p[len..].fill(0.0);
@@ -138,10 +147,12 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
                 }
                 narrow(s, &wide_p, p);
             }
-            for (moment, block) in moments.into_iter().zip(&blocks) {
-                moment.finish(s, block);
+            (blocks, before) = (before, blocks);
+            for ((pending, moment), block) in pending.iter_mut().zip(moments).zip(&*before) {
+                *pending = Some(moment.scaled(s, block));
             }
         }
+        encode::<S, M, N>(s, 0..BLOCK_SIZE, &mut pending, before);
         squares
     }
 }
@@ -155,18 +166,41 @@ fn update<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool>(
     len: usize,
     p: &mut [f32],
     g: &[f32],
-    moments: &mut [M; N],
-    blocks: &mut [Block; N],
+    (moments, blocks, pending, before): Moments<'_, M, N>,
 ) {
     let step = 4 * S::LANES;
     let whole = len / step * step;
     for at in (0..whole).step_by(step) {
         let (p, g) = (&mut p[at..at + step], &g[at..at + step]);
         four::<S, K, M, N, NORMS, true>(s, c, at, p, g, moments, blocks);
+        encode::<S, M, N>(s, at..at + step, pending, before);
     }
     if whole < len {
         let (p, g) = (&mut p[whole..whole + step], &g[whole..whole + step]);
         four::<S, K, M, N, NORMS, false>(s, c, whole, p, g, moments, blocks);
+    }
+    encode::<S, M, N>(s, whole..BLOCK_SIZE, pending, before);
+}
+
+/// Moments, what they become in this block, and what they became in the one before, which awaits codes.
+type Moments<'a, M, const N: usize> =
+    (&'a mut [M; N], &'a mut [Block; N], &'a mut Pending<M, N>, &'a [Block; N]);
+type Pending<M, const N: usize> = [Option<<M as Kept>::Pending>; N];
+
+/// Gives these numbers of a block their codes, a multiple of `4 * LANES`.
+#[inline(always)]
+fn encode<S: Simd, M: Kept, const N: usize>(
+    s: S,
+    range: Range<usize>,
+    pending: &mut Pending<M, N>,
+    blocks: &[Block; N],
+) {
+    for at in range.step_by(4 * S::LANES) {
+        for (pending, block) in pending.iter_mut().zip(blocks) {
+            if let Some(pending) = pending {
+                M::encode(s, pending, at, block);
+            }
+        }
     }
 }
 
@@ -191,6 +225,8 @@ fn four<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool, const
     let (mut new, mut sums) = ([zero; 4], [zero; 4]);
     for (v, (p, g)) in p.chunks_exact(S::LANES).zip(g.chunks_exact(S::LANES)).enumerate() {
         let old = s.load(p);
+        s.prefetch(bytemuck::cast_slice(p), AHEAD * size_of::<f32>());
+        s.prefetch(bytemuck::cast_slice(g), AHEAD * size_of::<f32>());
         let g = s.add(s.mul(s.load(g), c.grad_scale), s.mul(old, c.l2));
         let mut m = [zero; N];
         for (m, four) in m.iter_mut().zip(&fours) {

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use half::{bf16, f16};
 
-use super::{Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{ByteValues, Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -190,9 +190,9 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m256; 4] {
+    fn decode_bytes(self, table: &ByteValues, codes: &[u8]) -> [__m256; 4] {
         // Integers, which are put into a vector where they are read.
-        let table: &[i32; 256] = bytemuck::cast_ref(table);
+        let table: &[i32; 256] = bytemuck::cast_ref(&table.values);
         let mut out = [self.splat(0.0); 4];
         for (out, codes) in out.iter_mut().zip(codes[..4 * LANES].chunks_exact(LANES)) {
             let mut eight = [0; 8];

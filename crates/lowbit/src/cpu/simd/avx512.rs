@@ -1,5 +1,6 @@
 //! AVX-512 (F, BW, DQ, VL) with VNNI.
 
+mod byte_values;
 mod cells;
 
 use std::arch::x86_64::*;
@@ -8,7 +9,7 @@ use half::{bf16, f16};
 
 use super::amx::Amx;
 use super::bytes::Bytes;
-use super::{Cells, STEP16, Simd, Task, max_magnitude_bits_scalar};
+use super::{ByteValues, Cells, STEP16, Simd, Task, max_magnitude_bits_scalar};
 
 /// Proof that the machine has these features.
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +153,16 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn all_finite(self, [a, b, c, d]: [__m512; 4]) -> bool {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let ab = _mm512_fmadd_ps(a, zero, _mm512_mul_ps(b, zero));
+            let all = _mm512_fmadd_ps(c, zero, _mm512_fmadd_ps(d, zero, ab));
+            _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(all, zero) == 0
+        }
+    }
+    #[inline(always)]
     fn max_magnitude(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: see the top of this block.
         unsafe {
@@ -192,19 +203,8 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [__m512; 4] {
-        let codes = &codes[..4 * LANES];
-        let mut out = [self.splat(0.0); 4];
-        for (out, codes) in out.iter_mut().zip(codes.chunks_exact(LANES)) {
-            // SAFETY: see the top of this block.
-            *out = unsafe {
-                let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
-                let upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x80));
-                let (low, high) = table.split_at(128);
-                _mm512_mask_mov_ps(look_up_128(low, index), upper, look_up_128(high, index))
-            };
-        }
-        out
+    fn decode_bytes(self, table: &ByteValues, codes: &[u8]) -> [__m512; 4] {
+        byte_values::decode(self, table, codes)
     }
     #[inline(always)]
     fn decode_ints(self, codes: &[u8]) -> [__m512; 4] {
@@ -521,27 +521,6 @@ impl Simd for Avx512 {
             }
             rest.max(_mm512_reduce_max_epi32(max) as u32)
         }
-    }
-}
-
-/// `table[index mod 128]` of a table of 128.
-#[inline(always)]
-fn look_up_128(table: &[f32], index: __m512i) -> __m512 {
-    let table = &table[..128];
-    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read from
-    // each place.
-    unsafe {
-        let mut quarters = [_mm512_setzero_ps(); 4];
-        for (quarter, table) in quarters.iter_mut().zip(table.chunks_exact(32)) {
-            let (low, high) =
-                (_mm512_loadu_ps(table.as_ptr()), _mm512_loadu_ps(table[16..].as_ptr()));
-            *quarter = _mm512_permutex2var_ps(low, index, high);
-        }
-        let odd = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x20));
-        let low = _mm512_mask_mov_ps(quarters[0], odd, quarters[1]);
-        let high = _mm512_mask_mov_ps(quarters[2], odd, quarters[3]);
-        let upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x40));
-        _mm512_mask_mov_ps(low, upper, high)
     }
 }
 

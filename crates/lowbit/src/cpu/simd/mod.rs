@@ -22,6 +22,7 @@ pub(crate) mod matrix;
 pub(crate) mod neon;
 pub(crate) mod portable;
 
+use super::byte_values::ByteValues;
 use super::cells::Cells;
 use bytes::Bytes;
 use matrix::Matrix;
@@ -119,7 +120,7 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
         codes: &[u8],
     ) -> [Self::F; 4];
     /// `table[code]` of `4 * LANES` bytes.
-    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [Self::F; 4];
+    fn decode_bytes(self, table: &ByteValues, codes: &[u8]) -> [Self::F; 4];
     /// `4 * LANES` signed bytes.
     fn decode_ints(self, codes: &[u8]) -> [Self::F; 4];
     /// `4 * LANES` bfloat16, little-endian.

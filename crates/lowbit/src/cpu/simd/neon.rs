@@ -6,7 +6,7 @@ use std::convert::Infallible;
 
 use half::{bf16, f16};
 
-use super::{Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{ByteValues, Cells, STEP16, Simd, Task, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Proof that the machine is a 64-bit Arm.
 #[derive(Debug, Clone, Copy)]
@@ -156,11 +156,11 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [float32x4_t; 4] {
+    fn decode_bytes(self, table: &ByteValues, codes: &[u8]) -> [float32x4_t; 4] {
         let codes = &codes[..4 * LANES];
         std::array::from_fn(|v| {
             let four: [f32; LANES] =
-                std::array::from_fn(|i| table[usize::from(codes[v * LANES + i])]);
+                std::array::from_fn(|i| table.values[usize::from(codes[v * LANES + i])]);
             self.load(&four)
         })
     }

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::matrix::Model;
-use super::{Cells, STEP16, Simd, dot_ints_scalar, max_magnitude_bits_scalar};
+use super::{ByteValues, Cells, STEP16, Simd, dot_ints_scalar, max_magnitude_bits_scalar};
 
 /// Runs everywhere.
 #[derive(Debug, Clone, Copy)]
@@ -114,9 +114,9 @@ impl Simd for Portable {
         four(|i| table[nibble::<LOW_FIRST>(codes, i)])
     }
     #[inline(always)]
-    fn decode_bytes(self, table: &[f32; 256], codes: &[u8]) -> [F; 4] {
+    fn decode_bytes(self, table: &ByteValues, codes: &[u8]) -> [F; 4] {
         let codes = &codes[..4 * LANES];
-        four(|i| table[usize::from(codes[i])])
+        four(|i| table.values[usize::from(codes[i])])
     }
     #[inline(always)]
     fn decode_ints(self, codes: &[u8]) -> [F; 4] {

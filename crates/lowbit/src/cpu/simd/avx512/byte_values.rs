@@ -1,0 +1,145 @@
+//! What codes of a byte stand for.
+
+use std::arch::x86_64::*;
+
+use super::{Avx512, ByteValues, LANES};
+
+/// See [`Simd::decode_bytes`](crate::cpu::simd::Simd::decode_bytes).
+#[inline(always)]
+pub(super) fn decode(s: Avx512, table: &ByteValues, codes: &[u8]) -> [__m512; 4] {
+    let codes = &codes[..4 * LANES];
+    // SAFETY: a value of `Avx512` proves the features, and says whether there is VBMI; 64 bytes are
+    // read from 64 codes, 16 from each 16.
+    unsafe {
+        if s.vbmi {
+            return of_planes(&table.planes, _mm512_loadu_si512(codes.as_ptr().cast()));
+        }
+        let mut out = [_mm512_setzero_ps(); 4];
+        for (out, codes) in out.iter_mut().zip(codes.chunks_exact(LANES)) {
+            let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+            let upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x80));
+            let (low, high) = table.values.split_at(128);
+            *out = _mm512_mask_mov_ps(look_up_128(low, index), upper, look_up_128(high, index));
+        }
+        out
+    }
+}
+
+/// The f32 whose four bytes stand in `planes`, of 64 codes.
+///
+/// # Safety
+///
+/// Only where AVX-512 has VBMI.
+#[inline(always)]
+unsafe fn of_planes(planes: &[[u8; 256]; 4], codes: __m512i) -> [__m512; 4] {
+    // SAFETY: the caller has a processor that does all of this; 64 bytes are read from each quarter.
+    unsafe {
+        // Where bytes are made words and these f32, each part of a vector takes its own four by four.
+        let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+        let codes = _mm512_permutexvar_epi32(order, codes);
+        let upper = _mm512_movepi8_mask(codes);
+        let odd = _mm512_movepi8_mask(_mm512_add_epi8(codes, codes));
+        let mut bytes = [_mm512_setzero_si512(); 4];
+        for (bytes, plane) in bytes.iter_mut().zip(planes) {
+            let half = |at: usize| {
+                let quarter = |at: usize| _mm512_loadu_si512(plane[at..at + 64].as_ptr().cast());
+                look_up_128_bytes(codes, odd, quarter(at), quarter(at + 64))
+            };
+            *bytes = _mm512_mask_blend_epi8(upper, half(0), half(128));
+        }
+        let [a, b, c, d] = bytes;
+        let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (low_end, high_end) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        [
+            _mm512_castsi512_ps(_mm512_unpacklo_epi16(low, low_end)),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(low, low_end)),
+            _mm512_castsi512_ps(_mm512_unpacklo_epi16(high, high_end)),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(high, high_end)),
+        ]
+    }
+}
+
+/// `low[code mod 64]`, or of `high` where a mask says so: `vpermb`, for functions that are not compiled
+/// with VBMI as a whole, which the intrinsic could not become a part of.
+///
+/// # Safety
+///
+/// Only where AVX-512 has VBMI.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn look_up_128_bytes(codes: __m512i, odd: u64, low: __m512i, high: __m512i) -> __m512i {
+    let bytes;
+    // SAFETY: two instructions on registers, which the caller's processor has.
+    unsafe {
+        std::arch::asm!(
+            "vpermb {bytes}, {codes}, {low}",
+            "vpermb {bytes}{{{odd}}}, {codes}, {high}",
+            bytes = out(zmm_reg) bytes,
+            codes = in(zmm_reg) codes,
+            low = in(zmm_reg) low,
+            high = in(zmm_reg) high,
+            odd = in(kreg) odd,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    bytes
+}
+
+/// `table[index mod 128]` of a table of 128.
+#[inline(always)]
+fn look_up_128(table: &[f32], index: __m512i) -> __m512 {
+    let table = &table[..128];
+    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read from
+    // each place.
+    unsafe {
+        let mut quarters = [_mm512_setzero_ps(); 4];
+        for (quarter, table) in quarters.iter_mut().zip(table.chunks_exact(32)) {
+            let (low, high) =
+                (_mm512_loadu_ps(table.as_ptr()), _mm512_loadu_ps(table[16..].as_ptr()));
+            *quarter = _mm512_permutex2var_ps(low, index, high);
+        }
+        let odd = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x20));
+        let low = _mm512_mask_mov_ps(quarters[0], odd, quarters[1]);
+        let high = _mm512_mask_mov_ps(quarters[2], odd, quarters[3]);
+        let upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(0x40));
+        _mm512_mask_mov_ps(low, upper, high)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Simd, Task};
+
+    struct Decode<'a>(&'a ByteValues, &'a [u8]);
+
+    impl Task for Decode<'_> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut out = vec![0.0; self.1.len()];
+            let steps = out.chunks_exact_mut(4 * S::LANES).zip(self.1.chunks_exact(4 * S::LANES));
+            for (out, codes) in steps {
+                for (v, out) in
+                    s.decode_bytes(self.0, codes).into_iter().zip(out.chunks_exact_mut(S::LANES))
+                {
+                    s.store(v, out);
+                }
+            }
+            out
+        }
+    }
+
+    /// With VBMI and without, on machines that have it.
+    #[test]
+    fn every_code_has_its_value() {
+        let Some(avx512) = Avx512::detect() else { return };
+        let values = std::array::from_fn(|code| (code as f32 - 77.3) * 1.2345e-3);
+        let table = ByteValues::new(&values);
+        let codes: Vec<u8> = (0..1024).map(|i| (i * 167 % 256) as u8).collect();
+        let expected: Vec<f32> = codes.iter().map(|code| values[usize::from(*code)]).collect();
+        for vbmi in [avx512.vbmi, false] {
+            assert_eq!(Avx512 { vbmi, ..avx512 }.run(Decode(&table, &codes)), expected, "{vbmi}");
+        }
+    }
+}
