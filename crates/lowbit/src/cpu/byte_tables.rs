@@ -159,13 +159,16 @@ impl LookUp256<'_> {
         let blocks = p.blocks.of_row();
         let rows = y.len() / m;
         let scales = p.blocks.scales_of::<ROWS>(first, rows);
-        // All of the rows first, one after the other as they lie in memory.
-        let row = p.per_row.next_multiple_of(STEP) * ROWS;
         let groups = rows.div_ceil(ROWS);
-        let mut codes = Buffer::new(groups * row, 0u8);
-        for (group, codes) in codes.chunks_exact_mut(row).enumerate() {
-            p.transpose(s, first + group * ROWS, codes);
+        let len = p.per_row.next_multiple_of(STEP);
+        let mut ends = vec![Vec::new(); groups];
+        let mut groups_of_rows = Vec::with_capacity(groups);
+        for (group, ends) in ends.iter_mut().enumerate() {
+            let row = |i: usize| (first + group * ROWS + i).min(p.n - 1) * p.row_bytes;
+            let rows: [&[u8]; ROWS] = runs(p.bytes, (0..ROWS).map(row), len, ends);
+            groups_of_rows.push(rows.map(|row| row.as_chunks::<STEP>().0));
         }
+        let mut codes = Buffer::new(TILE * ROWS, 0u8);
         let mut ahead = (first + rows) * p.row_bytes;
         let lines = (rows * p.row_bytes).div_ceil(LINE * p.units.len() * groups);
         y.fill(0.0);
@@ -173,8 +176,11 @@ impl LookUp256<'_> {
             let from = t * TILE;
             let len = (p.per_row - from).min(TILE);
             let groups = y.chunks_mut(ROWS * m).zip(scales.chunks_exact(blocks));
-            for ((y, scales), codes) in groups.zip(codes.chunks_exact(row)) {
-                let codes = &codes[from * ROWS..];
+            for ((y, scales), rows) in groups.zip(&groups_of_rows) {
+                let steps = codes.chunks_exact_mut(STEP * ROWS).take(len.div_ceil(STEP));
+                for (i, codes) in steps.enumerate() {
+                    transpose(s, rows, from / STEP + i, codes);
+                }
                 for (i, tables) in tables.chunks_exact(TILE * P * TABLE).enumerate() {
                     let unit = p.units[t * m + i];
                     // The next rows, a few lines at a time: all at once they would wait for each other.
@@ -212,37 +218,22 @@ impl LookUp256<'_> {
     }
 }
 
-impl ByteTables<'_> {
-    /// Bytes of the rows from `first` on: `[codes.len() / ROWS, ROWS]`.
-    #[inline(always)]
-    fn transpose<S: Simd>(&self, s: S, first: usize, codes: &mut [u8]) {
-        let (len, mut ends) = (codes.len() / ROWS, Vec::new());
-        let rows = (first..first + ROWS).map(|row| row.min(self.n - 1) * self.row_bytes);
-        let rows: [&[u8]; ROWS] = runs(self.bytes, rows, len, &mut ends);
-        for (i, codes) in codes.chunks_exact_mut(STEP * ROWS).enumerate() {
-            for part in (0..ROWS / STEP).step_by(S::PARTS) {
-                let mut v = [s.zeros(); STEP];
-                for (r, v) in v.iter_mut().enumerate() {
-                    let mut of_parts = [rows[part * STEP + r]; ROWS / STEP];
-                    for j in 1..S::PARTS {
-                        of_parts[j] = rows[(part + j) * STEP + r];
-                    }
-                    for row in &mut of_parts {
-                        *row = &row[i * STEP..];
-                    }
-                    *v = s.load_parts(of_parts);
-                }
-                for _ in 0..STEP.ilog2() {
-                    let mut next = v;
-                    for r in 0..STEP / 2 {
-                        [next[2 * r], next[2 * r + 1]] = s.interleave(v[r], v[r + STEP / 2]);
-                    }
-                    v = next;
-                }
-                for (v, codes) in v.into_iter().zip(codes.chunks_exact_mut(ROWS)) {
-                    s.store_bytes(v, &mut codes[part * STEP..]);
-                }
+/// Step `i` of each row: `[STEP, ROWS]`.
+#[inline(always)]
+fn transpose<S: Simd>(s: S, rows: &[&[[u8; STEP]]; ROWS], i: usize, codes: &mut [u8]) {
+    for part in (0..ROWS / STEP).step_by(S::PARTS) {
+        let mut v = [[s.zeros(); STEP / 2]; 2];
+        for (r, v) in v.as_flattened_mut().iter_mut().enumerate() {
+            let mut of_parts = [&rows[part * STEP + r][i]; ROWS / STEP];
+            for j in 1..S::PARTS {
+                of_parts[j] = &rows[(part + j) * STEP + r][i];
             }
+            *v = s.load_parts(of_parts);
+        }
+        let v = s.interleave_sixteen(s.interleave_sixteen(v));
+        let v = s.interleave_sixteen(s.interleave_sixteen(v));
+        for (v, codes) in v.as_flattened().iter().zip(codes.chunks_exact_mut(ROWS)) {
+            s.store_bytes(*v, &mut codes[part * STEP..]);
         }
     }
 }

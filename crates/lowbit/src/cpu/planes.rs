@@ -288,13 +288,7 @@ impl Planes<'_> {
                 for (r, v) in v.iter_mut().enumerate() {
                     *v = s.load_bytes(&rows[2 * r + half][i * step..]);
                 }
-                for _ in 0..3 {
-                    let mut next = v;
-                    for r in 0..ROWS / 4 {
-                        [next[2 * r], next[2 * r + 1]] = s.interleave(v[r], v[r + ROWS / 4]);
-                    }
-                    v = next;
-                }
+                let v = s.interleave_eight(s.interleave_eight(s.interleave_eight(v)));
                 for (r, v) in v.into_iter().enumerate() {
                     s.store_bytes(v, &mut codes[(2 * r + half) * step..]);
                 }

@@ -41,11 +41,14 @@ unsafe fn of_planes(planes: &[[u8; 256]; 4], codes: __m512i) -> [__m512; 4] {
         let odd = _mm512_movepi8_mask(_mm512_add_epi8(codes, codes));
         let mut bytes = [_mm512_setzero_si512(); 4];
         for (bytes, plane) in bytes.iter_mut().zip(planes) {
-            let half = |at: usize| {
-                let quarter = |at: usize| _mm512_loadu_si512(plane[at..at + 64].as_ptr().cast());
-                look_up_128_bytes(codes, odd, quarter(at), quarter(at + 64))
-            };
-            *bytes = _mm512_mask_blend_epi8(upper, half(0), half(128));
+            let mut quarters = [codes; 4];
+            for (quarter, from) in quarters.iter_mut().zip(plane.chunks_exact(64)) {
+                *quarter = _mm512_loadu_si512(from.as_ptr().cast());
+            }
+            let [first, second, third, fourth] = quarters;
+            let low = look_up_128_bytes(codes, odd, first, second);
+            let high = look_up_128_bytes(codes, odd, third, fourth);
+            *bytes = _mm512_mask_blend_epi8(upper, low, high);
         }
         let [a, b, c, d] = bytes;
         let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));

@@ -96,12 +96,9 @@ impl Bytes for Avx512 {
         unsafe { [_mm512_add_epi16(pairs, v), _mm512_add_epi16(odds, _mm512_srli_epi16::<8>(v))] }
     }
     #[inline(always)]
-    fn load_parts(self, parts: [&[u8]; 4]) -> __m512i {
-        let [a, b, c, d] = parts.map(|part| {
-            let part = &part[..16];
-            // SAFETY: see the top of this block.
-            unsafe { _mm_loadu_si128(part.as_ptr().cast()) }
-        });
+    fn load_parts(self, parts: [&[u8; 16]; 4]) -> __m512i {
+        // SAFETY: see the top of this block.
+        let [a, b, c, d] = parts.map(|part| unsafe { _mm_loadu_si128(part.as_ptr().cast()) });
         // SAFETY: see the top of this block.
         unsafe {
             let lower = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);

@@ -40,6 +40,24 @@ pub(crate) trait Bytes: Copy {
     fn prefetch(self, _bytes: &[u8], _ahead: usize) {}
     /// In each part: the lower eight bytes of `a` and `b` in turn, and the upper eight.
     fn interleave(self, a: Self::Bytes, b: Self::Bytes) -> [Self::Bytes; 2];
+    /// A round of transposing eight vectors, of which three do it: those of the first half and of the second
+    /// in turn. Written out, since a loop would keep the vectors in memory.
+    #[inline(always)]
+    fn interleave_eight(self, v: [Self::Bytes; 8]) -> [Self::Bytes; 8] {
+        let [a, b, c, d, e, f, g, h] = v;
+        let ([a, e], [b, f]) = (self.interleave(a, e), self.interleave(b, f));
+        let ([c, g], [d, h]) = (self.interleave(c, g), self.interleave(d, h));
+        [a, e, b, f, c, g, d, h]
+    }
+    /// The same of sixteen, of which four do it.
+    #[inline(always)]
+    fn interleave_sixteen(self, v: [[Self::Bytes; 8]; 2]) -> [[Self::Bytes; 8]; 2] {
+        let [[a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]] = v;
+        [
+            self.interleave_eight([a, b, c, d, i, j, k, l]),
+            self.interleave_eight([e, f, g, h, m, n, o, p]),
+        ]
+    }
     /// The lower and the upper nibble of each byte.
     fn nibbles_of(self, v: Self::Bytes) -> [Self::Bytes; 2];
     /// Of bytes that hold five trits: the value of the lower three less its middle, from -13 to 13, and
@@ -58,12 +76,12 @@ pub(crate) trait Bytes: Copy {
     /// 65536, leaves the sums of the even bytes.
     fn add_up(self, sums: [Self::Bytes; 2], v: Self::Bytes) -> [Self::Bytes; 2];
 
-    /// Reads a part from each of the first [`PARTS`](Self::PARTS) slices.
+    /// Reads the first [`PARTS`](Self::PARTS) of four parts.
     #[inline(always)]
-    fn load_parts(self, parts: [&[u8]; 4]) -> Self::Bytes {
+    fn load_parts(self, parts: [&[u8; 16]; 4]) -> Self::Bytes {
         let mut bytes = [0u8; 64];
         for (bytes, part) in bytes.chunks_exact_mut(16).zip(parts) {
-            bytes.copy_from_slice(&part[..16]);
+            bytes.copy_from_slice(part);
         }
         self.load_bytes(&bytes)
     }
