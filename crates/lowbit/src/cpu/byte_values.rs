@@ -1,10 +1,11 @@
 //! What the 256 codes of a byte stand for, as kernels look it up.
 
-/// A table of f32 and the same in planes of bytes.
+/// A table of f32, and the same as bytes.
 #[derive(Debug, Clone)]
 #[repr(C, align(64))]
 pub(crate) struct ByteValues {
     /// Byte `i` of each value, for machines that look up many bytes at once.
+    #[cfg(target_arch = "x86_64")]
     pub planes: [[u8; 256]; 4],
     pub values: [f32; 256],
 }
@@ -12,14 +13,26 @@ pub(crate) struct ByteValues {
 impl ByteValues {
     /// `values[code]` of each code.
     pub const fn new(values: &[f32; 256]) -> Self {
-        let mut planes = [[0; 256]; 4];
-        let mut code = 0;
-        while code < 256 {
-            let [a, b, c, d] = values[code].to_bits().to_le_bytes();
-            (planes[0][code], planes[1][code]) = (a, b);
-            (planes[2][code], planes[3][code]) = (c, d);
-            code += 1;
+        ByteValues {
+            #[cfg(target_arch = "x86_64")]
+            planes: planes(values),
+            values: *values,
         }
-        ByteValues { planes, values: *values }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn planes(values: &[f32; 256]) -> [[u8; 256]; 4] {
+    let mut planes = [[0; 256]; 4];
+    let mut code = 0;
+    while code < 256 {
+        let bytes = values[code].to_bits().to_le_bytes();
+        let mut i = 0;
+        while i < 4 {
+            planes[i][code] = bytes[i];
+            i += 1;
+        }
+        code += 1;
+    }
+    planes
 }
