@@ -67,6 +67,11 @@ impl std::fmt::Display for Product {
                      {ahead} ahead"
                 )
             }
+            Product::GemvRegisters { rows, batch, group, replicas, pieces } => write!(
+                f,
+                "gemv {rows}x{batch} by registers, {pieces} pieces at a time, {replicas} tables for {group} \
+                 threads"
+            ),
             Product::Gemm => f.write_str("gemm"),
             Product::Matrix { tiles, schedule } => {
                 let Tiles { m, n, group, slices, depth, .. } = tiles;
@@ -113,8 +118,8 @@ impl Choices {
     }
 }
 
-/// `x wᵀ` by each kernel that can do it, and what that is called: `x: [M, K]` and the results
-/// `[M, N]` of that type.
+/// `x wᵀ` by each kernel that can do it and has a `wanted` name, and that name: `x: [M, K]` and the
+/// results `[M, N]` of that type.
 ///
 /// # Errors
 /// As [`Queue::dispatch`].
@@ -124,11 +129,12 @@ pub fn linear_by_all<Q: Queue>(
     m: usize,
     w: &GpuWeight<Q::Buffer>,
     dtype: DType,
+    wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<(String, Q::Buffer)>> {
-    let ((_, k), kind, limits) = (w.rows_cols(), w.kind(), queue.limits());
+    let ((n, k), kind, limits) = (w.rows_cols(), w.kind(), queue.limits());
     candidates(m, Class::of(kind, dtype), limits)
         .into_iter()
-        .filter(|product| product.suits(k, kind, limits))
+        .filter(|product| product.suits([n, k], kind, limits) && wanted(&product.to_string()))
         .map(|product| Ok((product.to_string(), linear_by(queue, x, m, w, product, dtype)?)))
         .collect()
 }

@@ -23,6 +23,9 @@ pub(crate) enum Product {
     GemvPairs { rows: u32, batch: u32, group: u32, replicas: u32 },
     /// The same in half floats.
     GemvHalves { rows: u32, batch: u32, group: u32, halves: Halves },
+    /// The same with `batch` rows of activations in the registers of a group, for `rows` rows of weights, of
+    /// which `pieces` subgroups share each.
+    GemvRegisters { rows: u32, batch: u32, group: u32, replicas: u32, pieces: u32 },
     /// Tiles of 64 x 64 results.
     Gemm,
     /// Tiles of results on matrix hardware.
@@ -63,6 +66,7 @@ impl Product {
                 let per_group = each * (kernel.workgroup[0] / widest).max(1);
                 rows.div_ceil(per_group).min(limits.groups)
             }
+            Product::GemvRegisters { rows: each, .. } => rows.div_ceil(each),
             Product::Matrix { tiles, .. } => rows.div_ceil(tiles.n),
             Product::Gemm | Product::Transposed => rows.div_ceil(TILE),
         }
@@ -74,7 +78,8 @@ impl Product {
             Product::Gemv { batch, .. }
             | Product::GemvSpans { batch, .. }
             | Product::GemvPairs { batch, .. }
-            | Product::GemvHalves { batch, .. } => Some(batch as usize),
+            | Product::GemvHalves { batch, .. }
+            | Product::GemvRegisters { batch, .. } => Some(batch as usize),
             _ => None,
         }
     }
@@ -82,11 +87,16 @@ impl Product {
     /// Whether it is accurate enough for activations of that type: half floats cost more than a rounding
     /// of half floats, but a fraction of one of bf16.
     pub fn is_for(self, dtype: DType) -> bool {
-        dtype == DType::BF16 || !matches!(self, Product::GemvHalves { .. })
+        dtype == DType::BF16 || !self.keeps_halves()
     }
 
-    /// Whether it can multiply weights of that kind, whose rows have that length.
-    pub fn suits(self, k: usize, kind: &Kind, limits: &Limits) -> bool {
+    /// Whether it keeps activations as half floats.
+    pub fn keeps_halves(self) -> bool {
+        matches!(self, Product::GemvHalves { .. } | Product::GemvRegisters { .. })
+    }
+
+    /// Whether it can multiply weights of that kind, `[N, K]`.
+    pub fn suits(self, [n, k]: [usize; 2], kind: &Kind, limits: &Limits) -> bool {
         match self {
             Product::Gemv { .. } => kind.vectors,
             Product::GemvSpans { .. } => kind.span.is_some() || kind.octets != Octets::OneByOne,
@@ -101,6 +111,18 @@ impl Product {
                     && k <= room as usize
                     && (batch == 1 || !halves.one_exponent)
                     && halves.workgroup_bytes(k as u32, batch) <= room
+            }
+            Product::GemvRegisters { rows, batch, group, replicas, pieces } => {
+                let (turns, teams) = (rows * batch / 32, group / 32 / pieces);
+                // Tables, and sums of each piece.
+                let bytes = 1024 * replicas + 4 * pieces * rows * batch;
+                limits.f16
+                    && limits.subgroup == (32, 32)
+                    && kind.is_nibble_table()
+                    && kind.double_vectors
+                    && turns.is_multiple_of(teams)
+                    && n.div_ceil(rows as usize) <= limits.groups as usize
+                    && bytes <= limits.workgroup_memory
             }
             Product::Matrix { tiles, .. } => {
                 k.is_multiple_of(tiles.terms() as usize)
@@ -126,12 +148,17 @@ const PAIRS: u32 = 256 * 8;
 pub(crate) fn product<Q: Queue>(dims: [usize; 3], kind: &Kind, dtype: DType, queue: &Q) -> Product {
     let limits = queue.limits();
     let measured = queue.choices().and_then(|choices| choices.product(dims, kind, dtype));
-    let measured = measured.filter(|p| p.suits(dims[2], kind, limits) && p.is_for(dtype));
+    let measured =
+        measured.filter(|p| p.suits([dims[1], dims[2]], kind, limits) && p.is_for(dtype));
     measured.unwrap_or_else(|| usual(dims, kind, dtype, limits))
 }
 
 /// The kernel that nobody has measured to be slower than another on this adapter.
 pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &Limits) -> Product {
+    let registers = registers([m, n, k], kind, limits);
+    if let Some(product) = registers.filter(|product| product.is_for(dtype)) {
+        return product;
+    }
     if has_matrices(dtype == DType::F32, limits)
         && let Some(product) = matrices([m, n, k], kind, limits)
     {
@@ -144,7 +171,7 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
     if !kind.vectors {
         let (rows, batch) = if batch > 8 { (4, 8) } else { (2, batch) };
         let spans = Product::GemvSpans { rows, batch };
-        return if spans.suits(k, kind, limits) { spans } else { Product::Gemm };
+        return if spans.suits([n, k], kind, limits) { spans } else { Product::Gemm };
     }
     let halves = halves([batch as usize, n, k], kind, limits);
     if let Some(product) = halves.filter(|product| product.is_for(dtype)) {
@@ -196,7 +223,41 @@ fn halves([batch, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Pro
             let halves = Halves { replicas, ahead, one_exponent };
             Product::GemvHalves { rows, batch: batch as u32, group, halves }
         })
-        .find(|product| product.suits(k, kind, limits))
+        .find(|product| product.suits([n, k], kind, limits))
+}
+
+/// Columns of a piece are so many in all rows of activations.
+const PIECE: usize = 4096;
+
+/// The kernel that keeps activations in registers, if there is one for so many rows.
+fn registers([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
+    let batch = match m {
+        3..=4 => 4,
+        5..=16 => 8,
+        _ => return None,
+    };
+    let all = (k * batch).div_ceil(PIECE).max(1);
+    // More than eight pieces are taken one after the other, by as many as leave few idle in the end.
+    let pieces = match all {
+        ..=8 => all,
+        _ if m > batch => return None,
+        _ if all.next_multiple_of(7) < all.next_multiple_of(8) => 7,
+        _ => 8,
+    };
+    // Large groups share tables and activations, small ones are enough for all cores of a large GPU.
+    let shared = n / GROUPS as usize;
+    let rows = [64, 32].into_iter().find(|rows| *rows <= shared).unwrap_or(16);
+    let teams = (4 / pieces).clamp(1, rows * batch / 32);
+    // With fewer tables two groups have room in a core where sums are many.
+    let replicas = if batch == 4 { 16 } else { 8 };
+    let product = Product::GemvRegisters {
+        rows: rows as u32,
+        batch: batch as u32,
+        group: (32 * pieces * teams) as u32,
+        replicas,
+        pieces: pieces as u32,
+    };
+    Some(product).filter(|product| product.suits([n, k], kind, limits))
 }
 
 /// The kernel for one row of activations and a gate with what it multiplies under it, `w: [N, K]`, which
@@ -308,7 +369,7 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
             Product::Matrix { tiles, schedule }
         })
         .into_iter()
-        .find(|product| product.suits(k, kind, limits))
+        .find(|product| product.suits([n, k], kind, limits))
 }
 
 /// Rows of activations and weights in a tile, subgroups across, threads and slices, terms of a step, steps
@@ -351,6 +412,20 @@ fn halves_candidates(batch: u32, limits: &Limits) -> Vec<Product> {
     all
 }
 
+/// Those that keep activations in registers.
+fn register_candidates(m: usize, limits: &Limits) -> Vec<Product> {
+    let (batch, replicas) = if m <= 4 { (4, 16) } else { (8, 8) };
+    let mut all = Vec::new();
+    for pieces in [1, 2, 4, 7, 8] {
+        let group = 32 * pieces * (4 / pieces).max(1);
+        if group <= limits.threads {
+            let product = |rows| Product::GemvRegisters { rows, batch, group, replicas, pieces };
+            all.extend([16, 32, 64].map(product));
+        }
+    }
+    all
+}
+
 /// All kernels that can do products of `m` rows of such activations with such weights, for someone to
 /// measure them.
 pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product> {
@@ -371,6 +446,9 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
         }
         if batch <= 4 && class.pairs && !class.f32 && limits.f16 {
             all.extend(halves_candidates(batch, limits));
+        }
+        if m > 2 && class.pairs && !class.f32 && limits.f16 && limits.subgroup == (32, 32) {
+            all.extend(register_candidates(m, limits));
         }
     }
     if m > 1 || all.is_empty() {

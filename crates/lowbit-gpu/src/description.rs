@@ -140,6 +140,7 @@ impl Description<'_> {
             power_of_two: whole_row || g.block_size.is_power_of_two(),
             words: lies(32),
             vectors: lies(128),
+            double_vectors: lies(256),
             span: self.span(g),
             octets: self.octets(g, lies(32)),
         }

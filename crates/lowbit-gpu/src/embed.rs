@@ -6,7 +6,7 @@ use crate::elementwise::{GROUP, bytes};
 use crate::kernel::{Access, Builder};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
-use crate::weight::{GpuWeight, Kind, PARAMS};
+use crate::weight::{GpuWeight, Kind, PARAMS, Reads};
 
 const EMBED: &str = include_str!("kernels/embed.wgsl");
 
@@ -45,7 +45,7 @@ pub fn embed<Q: Queue>(
         };
         Builder::new("embed")
             .types()
-            .weight(kind, false)
+            .weight(kind, Reads::Words)
             .activations("X", *dtype)
             .tag(tag)
             .bind("ids", Access::Read, ty)

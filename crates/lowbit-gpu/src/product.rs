@@ -11,7 +11,7 @@ use crate::matrix::{Schedule, Tiles};
 use crate::memo::Memo;
 use crate::queue::{Queue, count, cover};
 use crate::rms_norm::rms_norm;
-use crate::weight::{GpuWeight, Kind, Octets, PARAMS};
+use crate::weight::{GpuWeight, Kind, Octets, PARAMS, Reads};
 use spec::store;
 pub(crate) use spec::{Output, Spec, output};
 
@@ -191,17 +191,19 @@ fn multiply<Q: Queue>(
     let inputs = [x].into_iter().chain(factors).chain(around.bias).chain(around.to);
     for part in w.parts() {
         let rows = part.rows.len() as u32;
-        let down = match product.batch() {
-            Some(_) => 1,
-            None => count("linear", m)?.div_ceil(TILE),
-        };
-        let groups = [product.groups(rows, &kernel, queue.limits()), down, 1];
+        let limits = queue.limits();
+        let across = product.groups(rows, &kernel, limits);
         let buffers: Vec<&Q::Buffer> = part.buffers().chain(inputs.clone()).chain([y]).collect();
-        // As many rows of activations at a time as a subgroup keeps sums for.
-        for first in (0..m).step_by(product.batch().unwrap_or(m)) {
+        // Of activations, as many rows as a group keeps sums for, or as a tile has.
+        let (batch, most) = match product.batch() {
+            Some(batch) => (batch, batch * limits.groups as usize),
+            None => (TILE as usize, m),
+        };
+        for first in (0..m).step_by(most) {
+            let down = count("linear", (m - first).min(most).div_ceil(batch))?;
             let start = part.rows.start as u32;
             let params = part.params([m as u32, k as u32, first as u32, n as u32, start]);
-            queue.dispatch(&kernel, &buffers, &params, groups)?;
+            queue.dispatch(&kernel, &buffers, &params, [across, down, 1])?;
         }
     }
     Ok(())
@@ -293,7 +295,7 @@ pub fn dequantize<Q: Queue>(
     static KERNELS: Memo<(Kind, Output, Option<bool>)> = Memo::new();
     let octets = (w.kind().octets != Octets::OneByOne).then(|| w.is_line());
     let kernel = KERNELS.get((*w.kind(), output, octets), |(kind, output, octets)| {
-        let builder = Builder::new("dequantize").types().weight(kind, false);
+        let builder = Builder::new("dequantize").types().weight(kind, Reads::Words);
         match octets {
             None => store(builder, *output, false).build(PARAMS, "dequantize", GROUP, DEQUANTIZE),
             Some(one_row) => {

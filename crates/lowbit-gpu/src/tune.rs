@@ -124,7 +124,7 @@ impl Bench<'_> {
             Line { class, weight_rows: n, rows: self.m, product: usual, us: usual_us, usual_us };
         let mut best = Line { us: BETTER * usual_us, ..line };
         let others = candidates(self.m, class, limits);
-        let fits = |p: &Product| p.suits(k, kind, limits) && p.is_for(self.dtype);
+        let fits = |p: &Product| p.suits([n, k], kind, limits) && p.is_for(self.dtype);
         let others = others.into_iter().filter(|p| *p != usual && fits(p));
         for product in others {
             *measured += 1;

@@ -50,6 +50,8 @@ pub(crate) struct Kind {
     pub words: bool,
     /// A vector of 128 bits from a multiple of that lies in one row and one block.
     pub vectors: bool,
+    /// So do two such vectors, from a multiple of both.
+    pub double_vectors: bool,
     /// Where a byte stands for several weights: bytes and weights of spans that are a multiple of four
     /// weights and lie in one block, if K is such a multiple as well.
     pub span: Option<[u32; 2]>,
@@ -88,6 +90,17 @@ pub(crate) struct Coding {
     /// Bits of the f32.
     pub unit: u32,
     pub has_mean: bool,
+}
+
+/// What a kernel reads of codes at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// 32 bits.
+    Words,
+    /// 64 bits.
+    Pairs,
+    /// 128 bits.
+    Vectors,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,6 +164,7 @@ impl<B: Clone> GpuWeight<B> {
             power_of_two: true,
             words: k % 4 == 0,
             vectors: aligned(128),
+            double_vectors: aligned(256),
             span: None,
             octets: if k > 0 && k % 8 == 0 { Octets::Words } else { Octets::OneByOne },
         };

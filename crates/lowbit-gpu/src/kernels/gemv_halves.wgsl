@@ -1,21 +1,14 @@
 // y = x wᵀ for a few rows of x in bf16 and codes of four bits, multiplied as half floats, two at a
-// time. A byte of codes is looked up at once, in a table of pairs that lies in workgroup memory REPLICAS
-// times, so that lanes read other banks; x lies there as well, scaled to where half floats are exact.
+// time. Beside the table of pairs, workgroup memory has x, scaled to where half floats are exact.
 // Each subgroup takes ROWS rows of w, a lane vectors of 32 weights, AHEAD of which are on their way. Of
 // a vector, sums of 16 products each are taken in half floats, added to the others in f32.
 // w: [N, K] in vectors of 128 bits, each of which lies in one block.
-
-struct Halves {
-    low: vec4<f16>,
-    high: vec4<f16>,
-}
 
 const VECTORS = K / 32u;
 const OCTETS = K / 8u;
 // Octets of x are dealt so that those of neighbouring vectors lie side by side, LINES of 32 vectors.
 const LINES = (VECTORS + 31u) / 32u;
 
-var<workgroup> pairs: array<vec2<f16>, PAIRS>;
 var<workgroup> halves: array<Halves, BATCH * LINES * 128u>;
 
 // Where the first octet of vector v of row b is; the next are 32 further each.
@@ -23,30 +16,11 @@ fn place_of(b: u32, v: u32) -> u32 {
     return (b * LINES + v / 32u) * 128u + v % 32u;
 }
 
-fn largest_of(v: vec4<f32>) -> u32 {
-    let bits = bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
-    return max(max(bits.x, bits.y), max(bits.z, bits.w));
-}
-
 // Keeps octet i of row b, of numbers with exponents up to that, so that they come below 512: 16 products
 // with numbers below 2 then stay in range. What is not finite stays so.
 fn keep(b: u32, i: u32, low: vec4<f32>, high: vec4<f32>, exponent: u32) {
     let down = bitcast<f32>((262u - exponent) << 23u);
     halves[place_of(b, i / 4u) + i % 4u * 32u] = Halves(vec4<f16>(low * down), vec4<f16>(high * down));
-}
-
-// Eight weights, without scale.
-fn decoded(word: u32, replica: u32) -> Halves {
-    let w0 = pairs[(word & 255u) * REPLICAS + replica];
-    let w1 = pairs[((word >> 8u) & 255u) * REPLICAS + replica];
-    let w2 = pairs[((word >> 16u) & 255u) * REPLICAS + replica];
-    let w3 = pairs[(word >> 24u) * REPLICAS + replica];
-    return Halves(vec4<f16>(w0, w1), vec4<f16>(w2, w3));
-}
-
-fn dot8(w: Halves, x: Halves, sum: vec2<f16>) -> vec2<f16> {
-    let low = fma(w.low.zw, x.low.zw, fma(w.low.xy, x.low.xy, sum));
-    return fma(w.high.zw, x.high.zw, fma(w.high.xy, x.high.xy, low));
 }
 
 // Scale of vector v, or 0 where there is none.
@@ -78,7 +52,7 @@ fn gemv_halves(
     let upper_$j = book[byte_$j >> 4u];
     let lower_$j = book[byte_$j & 15u];
     //@ end
-    let values = vec4<f32>(book[lane & 15u], book[(lane + 8u) & 15u], 0.0, 0.0);
+    let values = values_of(lane);
     //@ for r in ROWS
     var row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
         //@ for a in AHEAD
@@ -93,18 +67,11 @@ fn gemv_halves(
     var added_2_$b = added(first, 2u, $bu, group.y);
     //@ end
     // Values are brought below 2.
-    let top = clamp(subgroupMax(largest_of(values)) >> 23u, 1u, 253u);
+    let top = exponent_of_values(values);
     let down = bitcast<f32>((254u - top) << 23u);
     //@ for j in FILLS
-    if (thread + $ju * GROUP < PAIRS / 4u) {
-        let high = upper_$j * down;
-        let low = lower_$j * down;
-        let pair = vec2<f16>(select(vec2<f32>(low, high), vec2<f32>(high, low), HIGH_FIRST));
-        let at = 4u * (thread + $ju * GROUP);
-        pairs[at] = pair;
-        pairs[at + 1u] = pair;
-        pairs[at + 2u] = pair;
-        pairs[at + 3u] = pair;
+    if (thread + $ju * GROUP < 64u * REPLICAS) {
+        keep_pairs(byte_$j, (thread + $ju * GROUP) * 4u % REPLICAS, upper_$j * down, lower_$j * down);
     }
     //@ end
     var squares_of_own = 0.0;
@@ -152,7 +119,8 @@ fn gemv_halves(
                 let w_$j_$r_0 = decoded(word_$r_$a[2u * $ju], replica);
                 let w_$j_$r_1 = decoded(word_$r_$a[2u * $ju + 1u], replica);
                         //@ for b in BATCH
-                let h_$j_$r_$b = dot8(w_$j_$r_1, x_$j_$b_1, dot8(w_$j_$r_0, x_$j_$b_0, vec2<f16>()));
+                let lower_$j_$r_$b = dot8(w_$j_$r_0, x_$j_$b_0.low, x_$j_$b_0.high, vec2<f16>());
+                let h_$j_$r_$b = dot8(w_$j_$r_1, x_$j_$b_1.low, x_$j_$b_1.high, lower_$j_$r_$b);
                         //@ end
                     //@ end
                 //@ end

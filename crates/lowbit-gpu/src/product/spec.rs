@@ -10,10 +10,12 @@ use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::matrix::Tiles;
 use crate::memo::Memo;
 use crate::unroll::unroll;
-use crate::weight::{GpuWeight, Kind, PARAMS};
+use crate::weight::{GpuWeight, Kind, PARAMS, Reads};
 
 const GEMV_PAIRS: &str = include_str!("../kernels/gemv_pairs.wgsl");
 const GEMV_HALVES: &str = include_str!("../kernels/gemv_halves.wgsl");
+const GEMV_REGISTERS: &str = include_str!("../kernels/gemv_registers.wgsl");
+const PAIRS_OF_HALVES: &str = include_str!("../kernels/pairs_of_halves.wgsl");
 const EXPONENTS_OF_BLOCKS: &str = include_str!("../kernels/exponents_of_blocks.wgsl");
 const EXPONENTS_OF_ROW: &str = include_str!("../kernels/exponents_of_row.wgsl");
 const GEMV_SPANS: &str = include_str!("../kernels/gemv_spans.wgsl");
@@ -59,6 +61,18 @@ fn factors_of(i: u32) -> vec2<f32> { return vec2<f32>(1.0); }
 fn note_squares(own: f32, lane: u32, subgroup: u32) {}
 fn norm_factor(lane: u32, width: u32, subgroups: u32) -> f32 { return 1.0; }";
 
+/// How a table of pairs lies in workgroup memory. Which of them costs fewer instructions is not the same for
+/// all kernels (an H200's compiler: 3 % of `gemv_halves.wgsl` for the first, of `gemv_registers.wgsl` for the
+/// second).
+const PAIRS_IN_ONE: &str = "\
+var<workgroup> pairs: array<vec2<f16>, 256u * REPLICAS>;
+fn pair_at(byte: u32, i: u32) -> vec2<f16> { return pairs[byte * REPLICAS + i]; }
+fn keep_pair(byte: u32, i: u32, pair: vec2<f16>) { pairs[byte * REPLICAS + i] = pair; }";
+const PAIRS_BY_BYTE: &str = "\
+var<workgroup> pairs: array<array<vec2<f16>, REPLICAS>, 256>;
+fn pair_at(byte: u32, i: u32) -> vec2<f16> { return pairs[byte][i]; }
+fn keep_pair(byte: u32, i: u32, pair: vec2<f16>) { pairs[byte][i] = pair; }";
+
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Output {
@@ -101,7 +115,7 @@ pub(crate) struct Spec {
     pub norm: Option<(u32, u32)>,
     /// Rows of w that an expert has, and places that read a row of x, where rows choose experts.
     pub experts: Option<[u32; 2]>,
-    /// K, where x is kept in workgroup memory as half floats.
+    /// K, where x is kept as half floats.
     pub kept: Option<u32>,
 }
 
@@ -124,7 +138,7 @@ impl Spec {
             gated: false,
             experts: None,
             norm: around.norm.map(|(_, eps)| (eps.to_bits(), k as u32)),
-            kept: matches!(product, Product::GemvHalves { .. }).then_some(k as u32),
+            kept: product.keeps_halves().then_some(k as u32),
         }
     }
 
@@ -149,13 +163,14 @@ impl Spec {
         let read = |builder: Builder, ty| builder.bind("x", Access::Read, ty);
         match product {
             Product::Gemv { rows, batch } => {
-                let builder = builder("gemv").weight(&kind, true).activations("X", dtype);
+                let builder = builder("gemv").weight(&kind, Reads::Vectors).activations("X", dtype);
                 let builder =
                     read(builder, "array<X4>").constant("CHUNK_BITS", kind.bits().min(4) * 32);
                 self.gemv(builder, [rows, batch, 128], 4, GEMV)
             }
             Product::GemvSpans { rows, batch } => {
-                let builder = builder("gemv_spans").weight(&kind, false).activations("X", dtype);
+                let builder =
+                    builder("gemv_spans").weight(&kind, Reads::Words).activations("X", dtype);
                 let builder = read(builder, "array<X4>");
                 let builder = match kind.span {
                     Some([bytes, weights]) => builder
@@ -169,7 +184,8 @@ impl Spec {
                 self.gemv(builder, [rows, batch, 128], 4, GEMV_SPANS)
             }
             Product::GemvPairs { rows, batch, group, replicas } => {
-                let builder = builder("gemv_pairs").weight(&kind, false).activations("X", dtype);
+                let builder =
+                    builder("gemv_pairs").weight(&kind, Reads::Words).activations("X", dtype);
                 let builder = read(builder, "array<X8>")
                     .tag(replicas)
                     .constant("REPLICAS", replicas)
@@ -179,28 +195,32 @@ impl Spec {
             Product::GemvHalves { rows, batch, group, halves } => {
                 let k = self.kept.unwrap_or_default();
                 let Halves { replicas, ahead, one_exponent } = halves;
-                let builder = builder("gemv_halves").weight(&kind, true).activations("X", dtype);
+                let builder =
+                    builder("gemv_halves").weight(&kind, Reads::Vectors).activations("X", dtype);
                 let builder = read(builder, "array<X8>")
                     .tag(format!("{replicas}x{ahead}x{k}"))
                     .tag(if one_exponent { "row" } else { "blocks" })
                     .constant("REPLICAS", replicas)
-                    .constant("PAIRS", 256 * replicas)
                     .constant("AHEAD", ahead)
                     .constant("K", k)
+                    .text(PAIRS_IN_ONE)
+                    .text(PAIRS_OF_HALVES)
                     .text(if one_exponent { EXPONENTS_OF_ROW } else { EXPONENTS_OF_BLOCKS })
                     .needs(Needs { f16: true, ..Needs::default() });
                 self.gemv(builder, [rows, batch, group], 8, GEMV_HALVES)
             }
+            Product::GemvRegisters { rows, batch, group, replicas, pieces } => {
+                self.registers([rows, batch, group, replicas, pieces])
+            }
             Product::Matrix { tiles, .. } => {
-                let inputs = builder("gemm_matrix")
-                    .weight(&kind, kind.has_nibble_vectors())
-                    .activations("X", dtype);
+                let reads = if kind.has_nibble_vectors() { Reads::Vectors } else { Reads::Words };
+                let inputs = builder("gemm_matrix").weight(&kind, reads).activations("X", dtype);
                 tiles.kernel(inputs, &kind, |builder| self.output(builder))
             }
             Product::Gemm | Product::Transposed => {
                 let transposed = product == Product::Transposed;
                 let name = if transposed { "gemm_transposed" } else { "gemm" };
-                let builder = builder(name).weight(&kind, false).activations("X", dtype);
+                let builder = builder(name).weight(&kind, Reads::Words).activations("X", dtype);
                 let builder =
                     self.output(read(builder, "array<X2>").flag("TRANSPOSED", transposed));
                 let builder = match self.experts {
@@ -285,6 +305,47 @@ impl Spec {
             .text(GEMV_PUT)
             .subgroups()
             .build(PARAMS, entry, group, &unroll(body, &counts))
+    }
+
+    /// A kernel whose lanes keep `batch` rows of x, for `rows` rows of w a group.
+    fn registers(&self, [rows, batch, group, replicas, pieces]: [u32; 5]) -> Kernel {
+        let k = self.kept.unwrap_or_default();
+        let chunks = k.div_ceil(4096 / batch).div_ceil(pieces);
+        let reads = if batch == 4 { Reads::Vectors } else { Reads::Pairs };
+        let counts = [
+            ("PAIRS_OF_ROWS", batch / 2),
+            ("OCTETS", 16 / batch),
+            ("TURN_ROWS", 32 / batch),
+            ("FOUR", u32::from(batch == 4)),
+            ("EIGHT", u32::from(batch == 8)),
+            ("FILLS", (64 * replicas).div_ceil(group)),
+        ];
+        let builder = Builder::new("gemv_registers")
+            .types()
+            .weight(&self.kind, reads)
+            .activations("X", self.dtype)
+            .bind("x", Access::Read, "array<X8>")
+            .tag(format!("{rows}x{batch}x{group}x{replicas}x{pieces}x{k}"))
+            .constant("REPLICAS", replicas)
+            .constant("K", k)
+            .constant("BATCH", batch)
+            .constant("GROUP_ROWS", rows)
+            .constant("TURN_ROWS", 32 / batch)
+            .constant("SUBGROUPS", group / 32)
+            .constant("PIECES", pieces)
+            .constant("CHUNKS", chunks)
+            .constant("OCTETS", 16 / batch)
+            .flag("IS_GATED", false)
+            .text(PAIRS_BY_BYTE)
+            .text(PAIRS_OF_HALVES)
+            .needs(Needs { f16: true, ..Needs::default() })
+            .subgroups();
+        self.output(builder).text(ROWS_ALL).text(GEMV_PUT).build(
+            PARAMS,
+            "gemv_registers",
+            group,
+            &unroll(GEMV_REGISTERS, &counts),
+        )
     }
 
     fn expert_sizes(&self, builder: Builder) -> Builder {

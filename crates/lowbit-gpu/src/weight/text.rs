@@ -3,7 +3,7 @@
 use lowbit::DType;
 use lowbit::format::Packing;
 
-use super::{Codes, Coding, Kind, Octets, Stored, TABLE};
+use super::{Codes, Coding, Kind, Octets, Reads, Stored, TABLE};
 use crate::kernel::{Access, Builder};
 
 const BLOCKS: &str = include_str!("../kernels/blocks.wgsl");
@@ -12,9 +12,9 @@ const OCTET: &str = include_str!("../kernels/octet.wgsl");
 
 impl Builder {
     /// Binds a weight and declares how it is read: `block_of`, `scale_of`, `mean_of`, `value_at`,
-    /// `load_table`, and unless `vectors` (then `codes` are vectors of 128 bits) `weight` and
-    /// `weights4`.
-    pub fn weight(self, kind: &Kind, vectors: bool) -> Self {
+    /// `load_table`, and where words are read `weight` and `weights4`.
+    pub fn weight(self, kind: &Kind, reads: Reads) -> Self {
+        let vectors = reads != Reads::Words;
         let no_coding = Coding {
             bits: 32,
             per_code: 1,
@@ -35,7 +35,11 @@ impl Builder {
             Packing::Radix { base, per_byte } => (base, per_byte),
             _ => (1, 1),
         };
-        let codes = if vectors { "array<vec4<u32>>" } else { "array<u32>" };
+        let codes = match reads {
+            Reads::Words => "array<u32>",
+            Reads::Pairs => "array<vec2<u32>>",
+            Reads::Vectors => "array<vec4<u32>>",
+        };
         let mut this = self.tag(name).bind("codes", Access::Read, codes);
         this = match kind.scales {
             Stored::None => this,
@@ -86,7 +90,7 @@ impl Builder {
             .text(if vectors { "" } else { WEIGHT })
     }
 
-    /// Declares how a weight, bound without `vectors`, is read eight at a time: `octet` and what it becomes.
+    /// Declares how a weight, of which words are bound, is read eight at a time: `octet` and what it becomes.
     pub fn octets(self, kind: &Kind) -> Self {
         let (grouped, [weights, bits]) = match kind.octets {
             Octets::Grouped(group) => (true, group),

@@ -46,14 +46,27 @@ impl Sample {
 
     /// The names of all kernels that can do it, and their results.
     fn by_all<Q: Queue>(&self, queue: &Q) -> Vec<(String, Q::Buffer)> {
+        self.by_those(queue, |_| true)
+    }
+
+    /// Those of kernels with such names.
+    fn by_those<Q: Queue>(
+        &self,
+        queue: &Q,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Vec<(String, Q::Buffer)> {
         let w = GpuWeight::upload(queue, &self.w.clone().into()).unwrap();
         let x = queue.upload(&self.x).unwrap();
-        linear_by_all(queue, &x, self.m, &w, DType::F16).unwrap()
+        linear_by_all(queue, &x, self.m, &w, DType::F16, wanted).unwrap()
     }
 
     /// Fails unless these kernels and all others give the product.
     fn check_all<Q: Queue>(&self, queue: &Q, expected: &[&str]) {
-        let all = self.by_all(queue);
+        self.check_those(queue, self.by_all(queue), expected);
+    }
+
+    /// Fails unless these kernels are among those, and all of them gave the product.
+    fn check_those<Q: Queue>(&self, queue: &Q, all: Vec<(String, Q::Buffer)>, expected: &[&str]) {
         for (kernel, y) in &all {
             let y = queue.read(y, 2 * self.y.len() as u64).unwrap();
             self.check(&format!("{} rows by {kernel}", self.m), &y);
@@ -111,6 +124,27 @@ fn every_kernel_for_one_row_gives_the_product_as_metal_text() {
     queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
     let expected = ["2x1 by halves and exponents", "4x1 by halves and one exponent, 16 tables"];
     sample.check_all(&queue, &expected);
+}
+
+/// Few rows, which need not fill a batch; the last columns, pieces and rows of weights are not whole.
+#[cfg(unix)]
+#[test]
+fn kernels_that_keep_x_in_registers_give_the_product_as_metal_text() {
+    if crate::skipped() {
+        return;
+    }
+    let queue = StandIn::new(Mode::FAST);
+    let samples =
+        [([3, 22, 1088], "2 pieces"), ([11, 50, 1088], "2 pieces"), ([5, 18, 1088], "4 pieces")]
+            .map(|(dims, pieces)| (Sample::new(dims), format!("by registers, {pieces}")));
+    for (sample, kernels) in &samples {
+        let wanted = |name: &str| name.contains(kernels);
+        queue.prepare(|recorder| drop(sample.by_those(recorder, wanted))).unwrap();
+    }
+    for (sample, kernels) in samples {
+        let all = sample.by_those(&queue, |name| name.contains(&kernels));
+        sample.check_those(&queue, all, &["16x", "32x", "64x"]);
+    }
 }
 
 /// Groups add their pieces of a tile after all of them are done, in one order.
