@@ -226,7 +226,7 @@ fn halves([batch, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Pro
         .find(|product| product.suits([n, k], kind, limits))
 }
 
-/// Columns of a piece are so many in all rows of activations.
+/// Numbers of all rows of activations that a subgroup keeps in registers.
 const PIECE: usize = 4096;
 
 /// The kernel that keeps activations in registers, if there is one for so many rows.
@@ -237,27 +237,35 @@ fn registers([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Prod
         _ => return None,
     };
     let all = (k * batch).div_ceil(PIECE).max(1);
-    // More than eight pieces are taken one after the other, by as many as leave few idle in the end.
-    let pieces = match all {
-        ..=8 => all,
-        _ if m > batch => return None,
-        _ if all.next_multiple_of(7) < all.next_multiple_of(8) => 7,
-        _ => 8,
+    // Where it has much to do, matrix hardware takes two batches in less time.
+    if m > batch && (all > 16 || (all > 8 && n > 8192)) {
+        return None;
+    }
+    // Rows that are longer than most groups are taken piece after piece, by as many subgroups as leave
+    // few idle in the end.
+    let most = 16.min(limits.threads as usize / 32);
+    let pieces = if all <= most {
+        all
+    } else {
+        (most * 3 / 4..=most).rev().min_by_key(|pieces| all.next_multiple_of(*pieces))?
     };
-    // Large groups share tables and activations, small ones are enough for all cores of a large GPU.
-    let shared = n / GROUPS as usize;
-    let rows = [64, 32].into_iter().find(|rows| *rows <= shared).unwrap_or(16);
-    let teams = (4 / pieces).clamp(1, rows * batch / 32);
     // With fewer tables two groups have room in a core where sums are many.
     let replicas = if batch == 4 { 16 } else { 8 };
-    let product = Product::GemvRegisters {
-        rows: rows as u32,
-        batch: batch as u32,
-        group: (32 * pieces * teams) as u32,
-        replicas,
-        pieces: pieces as u32,
-    };
-    Some(product).filter(|product| product.suits([n, k], kind, limits))
+    // Many rows share tables and activations, with few there are enough groups for all cores of a large GPU:
+    // of both batches, where a group fills a core.
+    let batches = if pieces > 8 { m.div_ceil(batch) } else { 1 };
+    let shared = (n * batches / GROUPS as usize).max(16);
+    [64, 32, 16]
+        .into_iter()
+        .filter(|rows| *rows <= shared)
+        .map(|rows| Product::GemvRegisters {
+            rows: rows as u32,
+            batch: batch as u32,
+            group: (32 * pieces * (4 / pieces).clamp(1, rows * batch / 32)) as u32,
+            replicas,
+            pieces: pieces as u32,
+        })
+        .find(|product| product.suits([n, k], kind, limits))
 }
 
 /// The kernel for one row of activations and a gate with what it multiplies under it, `w: [N, K]`, which
@@ -416,7 +424,7 @@ fn halves_candidates(batch: u32, limits: &Limits) -> Vec<Product> {
 fn register_candidates(m: usize, limits: &Limits) -> Vec<Product> {
     let (batch, replicas) = if m <= 4 { (4, 16) } else { (8, 8) };
     let mut all = Vec::new();
-    for pieces in [1, 2, 4, 7, 8] {
+    for pieces in [1, 2, 4, 7, 8, 14, 16] {
         let group = 32 * pieces * (4 / pieces).max(1);
         if group <= limits.threads {
             let product = |rows| Product::GemvRegisters { rows, batch, group, replicas, pieces };

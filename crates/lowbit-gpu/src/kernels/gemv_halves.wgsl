@@ -23,9 +23,9 @@ fn keep(b: u32, i: u32, low: vec4<f32>, high: vec4<f32>, exponent: u32) {
     halves[place_of(b, i / 4u) + i % 4u * 32u] = Halves(vec4<f16>(low * down), vec4<f16>(high * down));
 }
 
-// Scale of vector v, or 0 where there is none.
-fn vector_scale(row: u32, v: u32) -> f32 {
-    return select(0.0, scale_of(block_of(row, min(v, VECTORS - 1u) * 32u)), v < VECTORS);
+// Block of vector v, or of the last.
+fn vector_block(row: u32, v: u32) -> u32 {
+    return block_of(row, min(v, VECTORS - 1u) * 32u);
 }
 
 @compute @workgroup_size(GROUP)
@@ -57,7 +57,7 @@ fn gemv_halves(
     var row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
         //@ for a in AHEAD
     var word_$r_$a = codes[row_$r * VECTORS + min($au * width + lane, VECTORS - 1u)];
-    var scale_$r_$a = vector_scale(row_$r, $au * width + lane);
+    var raw_$r_$a = raw_scale(vector_block(row_$r, $au * width + lane));
         //@ end
     //@ end
     //@ for b in LOWER
@@ -107,6 +107,11 @@ fn gemv_halves(
             //@ for a in AHEAD
             {
                 let v = min(c + $au * width, VECTORS - 1u);
+                // 0 where there is no such vector.
+                //@ for r in ROWS
+                let restored_$r = scale_from(raw_$r_$a, vector_block(row_$r, v));
+                let scale_$r = select(0.0, restored_$r, c + $au * width < VECTORS);
+                //@ end
                 //@ for b in BATCH
                 let from_$b = place_of($bu, v);
                 //@ end
@@ -128,7 +133,7 @@ fn gemv_halves(
                 let up_$b = up_of($bu, v, shared_exponent);
                     //@ for r in ROWS
                 let h_$r_$b = h_0_$r_$b + h_1_$r_$b;
-                sum_$r_$b = fma(f32(h_$r_$b.x) + f32(h_$r_$b.y), scale_$r_$a * up_$b, sum_$r_$b);
+                sum_$r_$b = fma(f32(h_$r_$b.x) + f32(h_$r_$b.y), scale_$r * up_$b, sum_$r_$b);
                     //@ end
                 //@ end
                 // Unless all were on their way from the start; past the end it is the last one again, as a
@@ -137,7 +142,7 @@ fn gemv_halves(
                     let next = c + ($au + AHEAD) * width;
                     //@ for r in ROWS
                     word_$r_$a = codes[row_$r * VECTORS + min(next, VECTORS - 1u)];
-                    scale_$r_$a = vector_scale(row_$r, next);
+                    raw_$r_$a = raw_scale(vector_block(row_$r, next));
                     //@ end
                 }
             }
@@ -175,7 +180,7 @@ fn gemv_halves(
         row_$r = min(row_of(first, $ru, group.y), p.n - 1u);
             //@ for a in AHEAD
         word_$r_$a = codes[row_$r * VECTORS + min($au * width + lane, VECTORS - 1u)];
-        scale_$r_$a = vector_scale(row_$r, $au * width + lane);
+        raw_$r_$a = raw_scale(vector_block(row_$r, $au * width + lane));
             //@ end
         //@ end
     }

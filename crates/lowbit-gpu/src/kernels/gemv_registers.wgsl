@@ -115,15 +115,17 @@ fn gemv_registers(
         let row_$r = first + ($ru ^ (lane / BATCH));
         let now_$r = min(row_$r + start * TURN_ROWS, p.n - 1u);
         var next_word_$r = codes[now_$r * UNITS + at];
-        var next_scale_$r = scale_of(block_of(now_$r, at * COLUMNS));
+        var next_block_$r = block_of(now_$r, at * COLUMNS);
+        var next_raw_$r = raw_scale(next_block_$r);
         //@ end
         for (var turn = start; turn < start + TEAM_TURNS; turn++) {
             //@ for r in TURN_ROWS
             let word_$r = next_word_$r;
-            let scale_$r = next_scale_$r;
+            let scale_$r = scale_from(next_raw_$r, next_block_$r);
             let after_$r = min(row_$r + (turn + 1u) * TURN_ROWS, p.n - 1u);
             next_word_$r = codes[after_$r * UNITS + at];
-            next_scale_$r = scale_of(block_of(after_$r, at * COLUMNS));
+            next_block_$r = block_of(after_$r, at * COLUMNS);
+            next_raw_$r = raw_scale(next_block_$r);
             //@ end
             //@ for r in TURN_ROWS
                 //@ for j in PAIRS_OF_ROWS

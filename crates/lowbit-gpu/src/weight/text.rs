@@ -82,6 +82,7 @@ impl Builder {
             .text(BLOCKS)
             .text(&values(kind, coding.bits))
             .text(scales(kind.scales))
+            .text("fn scale_of(block: u32) -> f32 { return scale_from(raw_scale(block), block); }")
             .text(match coding.has_mean {
                 true => "fn mean_of(block: u32) -> f32 { return means[block]; }",
                 false => "fn mean_of(block: u32) -> f32 { return 0.0; }",
@@ -126,24 +127,34 @@ fn values(kind: &Kind, bits: u32) -> String {
     }
 }
 
-/// `scale_of`.
+/// `raw_scale`, what memory has of a block's scale at once, and `scale_from`, the scale it stands for: loads
+/// of the first can be on their way while something else is done.
 fn scales(stored: Stored) -> &'static str {
     match stored {
-        Stored::None => "fn scale_of(block: u32) -> f32 { return 1.0; }",
-        Stored::F32 => "fn scale_of(block: u32) -> f32 { return scales[block]; }",
+        Stored::None => {
+            "fn raw_scale(block: u32) -> f32 { return 1.0; }\n\
+             fn scale_from(raw: f32, block: u32) -> f32 { return raw; }"
+        }
+        Stored::F32 => {
+            "fn raw_scale(block: u32) -> f32 { return scales[block]; }\n\
+             fn scale_from(raw: f32, block: u32) -> f32 { return raw; }"
+        }
         Stored::F16 => {
-            "fn scale_of(block: u32) -> f32 {\n    \
-             return f16_value((scales[block >> 1u] >> ((block & 1u) * 16u)) & 0xffffu);\n}"
+            "fn raw_scale(block: u32) -> u32 { return scales[block >> 1u]; }\n\
+             fn scale_from(raw: u32, block: u32) -> f32 {\n    \
+             return f16_value((raw >> ((block & 1u) * 16u)) & 0xffffu);\n}"
         }
         Stored::E8M0 => {
-            "fn scale_of(block: u32) -> f32 {\n    \
-             let e = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \
+            "fn raw_scale(block: u32) -> u32 { return scales[block >> 2u]; }\n\
+             fn scale_from(raw: u32, block: u32) -> f32 {\n    \
+             let e = (raw >> ((block & 3u) * 8u)) & 255u;\n    \
              let bits = select(select(e << 23u, 0x00400000u, e == 0u), 0x7fc00000u, e == 255u);\n    \
              return bitcast<f32>(bits);\n}"
         }
         Stored::Nested => {
-            "fn scale_of(block: u32) -> f32 {\n    \
-             let code = (scales[block >> 2u] >> ((block & 3u) * 8u)) & 255u;\n    \
+            "fn raw_scale(block: u32) -> u32 { return scales[block >> 2u]; }\n\
+             fn scale_from(raw: u32, block: u32) -> f32 {\n    \
+             let code = (raw >> ((block & 3u) * 8u)) & 255u;\n    \
              let nested = nested_absmax[block / p.nested_size];\n    \
              return rounded(nested_map[code] * nested.x) + nested.y;\n}"
         }

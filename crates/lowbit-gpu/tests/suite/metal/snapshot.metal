@@ -55,8 +55,8 @@ constant float UNIT = 1.0;
 constant uint GROUP = 128u;
 constant uint REPLICAS = 8u;
 constant uint PAIRS = 2048u;
-constant uint ROWS = 2u;
 constant uint BATCH = 1u;
+constant uint ROWS = 2u;
 constant bool IS_GATED = false;
 
 bool is_nan(
@@ -213,28 +213,44 @@ metal::float4 finished4_(
     return _e15;
 }
 
-float scale_of(
-    uint block,
+float scale_from(
+    float raw,
+    uint block
+) {
+    return raw;
+}
+
+float raw_scale(
+    uint block_1,
     device type_7 const& scales
 ) {
-    float _e3 = scales[block];
+    float _e3 = scales[block_1];
     return _e3;
 }
 
+float scale_of(
+    uint block_2,
+    device type_7 const& scales
+) {
+    float _e1 = raw_scale(block_2, scales);
+    float _e2 = scale_from(_e1, block_2);
+    return _e2;
+}
+
 float mean_of(
-    uint block_1
+    uint block_3
 ) {
     return 0.0;
 }
 
 float finish(
     float value,
-    uint block_2,
+    uint block_4,
     device type_7 const& scales,
     constant Params& p
 ) {
-    float _e3 = scale_of(block_2, scales);
-    float _e4 = mean_of(block_2);
+    float _e3 = scale_of(block_4, scales);
+    float _e4 = mean_of(block_4);
     metal::float4 _e5 = finished4_(metal::float4(value), _e3, _e4, p);
     return _e5.x;
 }
@@ -641,8 +657,8 @@ uint x_row(
     constant Params& p
 ) {
     uint _e4 = p.first_x;
-    uint _e8 = p.m;
-    return metal::min(_e4 + b_2, _e8 - 1u);
+    uint _e11 = p.m;
+    return metal::min((_e4 + (place * BATCH)) + b_2, _e11 - 1u);
 }
 
 uint part_row(
@@ -660,15 +676,15 @@ bool has_y(
 ) {
     bool local_4 = {};
     uint _e5 = p.first_x;
-    uint _e9 = p.m;
-    if ((_e5 + b_3) < _e9) {
-        uint _e15 = p.n;
-        local_4 = row_5 < _e15;
+    uint _e12 = p.m;
+    if (((_e5 + (place_2 * BATCH)) + b_3) < _e12) {
+        uint _e18 = p.n;
+        local_4 = row_5 < _e18;
     } else {
         local_4 = false;
     }
-    bool _e18 = local_4;
-    return _e18;
+    bool _e21 = local_4;
+    return _e21;
 }
 
 uint y_at(
@@ -678,9 +694,9 @@ uint y_at(
     constant Params& p
 ) {
     uint _e5 = p.first_x;
-    uint _e9 = p.row_y;
-    uint _e13 = p.first_y;
-    return (((_e5 + b_4) * _e9) + _e13) + row_6;
+    uint _e12 = p.row_y;
+    uint _e16 = p.first_y;
+    return ((((_e5 + (place_3 * BATCH)) + b_4) * _e12) + _e16) + row_6;
 }
 
 uint row_of(
