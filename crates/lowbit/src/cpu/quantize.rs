@@ -13,6 +13,8 @@ use crate::{DType, Element, Error, Format, QTensor, Result, Scales, pack, thread
 
 /// Weights of a piece of work.
 const PIECE: usize = 1 << 16;
+/// Weights of 16 bits that are widened at a time, about.
+const WIDENED: usize = 1024;
 
 /// [`reference::quantize`](super::reference::quantize), fast: the same bytes.
 pub(crate) fn quantize<T: Element>(
@@ -238,28 +240,33 @@ impl<T: Element> Task for Piece<'_, T> {
         // Blocks that fill no vectors by themselves are encoded several at a time.
         let few = (4 * S::LANES / g.block_size).max(1);
         let together = few * g.block_size;
+        // Numbers are widened further ahead than stores take.
+        let ahead = (WIDENED / together).max(1) * few;
         let mut scaled = [0.0; 4 * MOST_LANES];
         let runs = w.chunks(run).zip(absmax.chunks_mut(run_blocks));
         for ((w, absmax), codes) in runs.zip(codes.chunks_mut(run_bytes)) {
-            for (i, (w, absmax)) in w.chunks(together).zip(absmax.chunks_mut(few)).enumerate() {
+            let parts = w.chunks(ahead * g.block_size).zip(absmax.chunks_mut(ahead)).enumerate();
+            for (part, (w, absmax)) in parts {
                 let w = widen(s, w, &mut buffer);
-                let at = i * together;
-                if few == 1 {
-                    let Some(scaling) = encode.scaling(w, &mut absmax[0]) else {
-                        return false;
-                    };
-                    encode.block(w, scaling, codes, at);
-                    continue;
-                }
-                let scaled = &mut scaled[..w.len()];
-                let blocks = w.chunks(g.block_size).zip(scaled.chunks_mut(g.block_size));
-                for ((w, scaled), absmax) in blocks.zip(absmax) {
-                    let Some(scaling) = encode.scaling(w, absmax) else { return false };
-                    for (w, scaled) in w.iter().zip(scaled) {
-                        *scaled = scaling.apply(*w);
+                for (i, (w, absmax)) in w.chunks(together).zip(absmax.chunks_mut(few)).enumerate() {
+                    let at = part * ahead * g.block_size + i * together;
+                    if few == 1 {
+                        let Some(scaling) = encode.scaling(w, &mut absmax[0]) else {
+                            return false;
+                        };
+                        encode.block(w, scaling, codes, at);
+                        continue;
                     }
+                    let scaled = &mut scaled[..w.len()];
+                    let blocks = w.chunks(g.block_size).zip(scaled.chunks_mut(g.block_size));
+                    for ((w, scaled), absmax) in blocks.zip(absmax) {
+                        let Some(scaling) = encode.scaling(w, absmax) else { return false };
+                        for (w, scaled) in w.iter().zip(scaled) {
+                            *scaled = scaling.apply(*w);
+                        }
+                    }
+                    encode.block(scaled, Scaling::ONE, codes, at);
                 }
-                encode.block(scaled, Scaling::ONE, codes, at);
             }
             if let Layout::Rows { pad, .. } = format.layout {
                 encode.pad(codes, run, run.next_multiple_of(pad));

@@ -2,6 +2,7 @@
 
 mod byte_values;
 mod cells;
+mod nibbles;
 
 use std::arch::x86_64::*;
 
@@ -63,15 +64,6 @@ impl Avx512 {
         // SAFETY: `self` exists only where `detect` found the features.
         unsafe { with_features(self, task) }
     }
-}
-
-#[derive(Clone, Copy)]
-pub(crate) struct Ranks {
-    /// Threshold to compare with next, by the rank so far: `ups[r + 7]`, `+ 3`, `+ 1`, `+ 0`.
-    ups: [__m512; 4],
-    codes: __m512i,
-    magnitude: __m512i,
-    negative: __m512i,
 }
 
 impl Simd for Avx512 {
@@ -450,44 +442,20 @@ impl Simd for Avx512 {
         sums
     }
 
-    type Ranks = Ranks;
+    type Ranks = nibbles::Ranks;
     #[inline(always)]
-    fn ranks(self, ups: &[f32; 15], codes: &[u8; 16], signed: bool) -> Ranks {
-        let shifted = |by: usize| -> [f32; LANES] {
-            std::array::from_fn(|i| ups.get(i + by).copied().unwrap_or(f32::INFINITY))
-        };
-        // SAFETY: see the top of this block; 16 bytes are read from 16 codes.
-        unsafe {
-            Ranks {
-                ups: [7, 3, 1, 0].map(|by| self.load(&shifted(by))),
-                codes: _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast())),
-                magnitude: _mm512_set1_epi32(if signed { 0x7fff_ffff } else { -1 }),
-                negative: _mm512_set1_epi32(if signed { 8 } else { 0 }),
-            }
-        }
+    fn ranks(self, ups: &[f32; 15], codes: &[u8; 16], signed: bool) -> nibbles::Ranks {
+        nibbles::Ranks::new(self, ups, codes, signed)
     }
     #[inline(always)]
     fn encode_nibbles<const LOW_FIRST: bool>(
         self,
-        ranks: &Ranks,
+        ranks: &nibbles::Ranks,
         x: &[f32],
         factor: f32,
         out: &mut [u8],
     ) {
-        let (x, out) = (&x[..4 * LANES], &mut out[..2 * LANES]);
-        // SAFETY: see the top of this block.
-        unsafe {
-            let factor = _mm512_set1_ps(factor);
-            let codes = _mm512_castsi512_si256(ranks.codes);
-            let weights = _mm256_set1_epi16(if LOW_FIRST { 0x1001 } else { 0x0110 });
-            for half in 0..2 {
-                let a = rank_of(ranks, &x[32 * half..], factor);
-                let b = rank_of(ranks, &x[32 * half + 16..], factor);
-                let codes = _mm256_shuffle_epi8(codes, _mm256_set_m128i(b, a));
-                let pairs = _mm256_cvtepi16_epi8(_mm256_maddubs_epi16(codes, weights));
-                _mm_storeu_si128(out[16 * half..16 * half + 16].as_mut_ptr().cast(), pairs);
-            }
-        }
+        nibbles::encode::<LOW_FIRST>(ranks, x, factor, out);
     }
     #[inline(always)]
     fn encode_ints(self, x: &[f32], factor: f32, peak: f32, out: &mut [u8]) {
@@ -530,25 +498,4 @@ fn ints(x: &[f32], factor: __m512) -> __m512i {
     let x = &x[..LANES];
     // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read.
     unsafe { _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor)) }
-}
-
-/// Ranks of sixteen numbers times a factor, a byte each, by halving; plus 8 where a signed format
-/// sees a negative number.
-#[inline(always)]
-fn rank_of(ranks: &Ranks, x: &[f32], factor: __m512) -> __m128i {
-    let x = &x[..LANES];
-    // SAFETY: only reached from methods of `Avx512`, which proves the features; 16 are read.
-    unsafe {
-        let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), factor);
-        let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
-        let bits = _mm512_and_si512(_mm512_castps_si512(x), ranks.magnitude);
-        let x = _mm512_castsi512_ps(bits);
-        let mut rank = _mm512_setzero_si512();
-        for (ups, step) in ranks.ups.into_iter().zip([8, 4, 2, 1]) {
-            let up = _mm512_permutexvar_ps(rank, ups);
-            let above = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, up);
-            rank = _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(step));
-        }
-        _mm512_cvtepi32_epi8(_mm512_mask_add_epi32(rank, negative, rank, ranks.negative))
-    }
 }
