@@ -118,8 +118,7 @@ impl Product {
                 let bytes = 1024 * replicas + 4 * pieces * rows * batch;
                 limits.f16
                     && limits.subgroup == (32, 32)
-                    && kind.is_nibble_table()
-                    && kind.double_vectors
+                    && kind.has_nibble_vectors()
                     && turns.is_multiple_of(teams)
                     && n.div_ceil(rows as usize) <= limits.groups as usize
                     && bytes <= limits.workgroup_memory

@@ -6,13 +6,13 @@
 // In a turn, a lane has sums of its columns for TURN_ROWS rows of w and all of x. Lanes exchange them until
 // each is left with one sum, of another row of x or w than the others': of two lanes that add what they have,
 // the one whose number has that bit set keeps the upper half. To spare them the choice, what each keeps comes
-// first: a lane's rows are in the order of their number xor some bits of the lane's. Sums of a block's
-// lanes are added in half floats, the others, scaled, in f32.
-// w: [N, K] in units of COLUMNS codes, in blocks of 64 columns or more.
+// first: a lane's rows are in the order of their number xor some bits of the lane's. Sums of 64 columns,
+// or of 32 where a block has no more, are added in half floats, the others, scaled, in f32.
+// w: [N, K] in units of COLUMNS codes.
 
 const COLUMNS = 128u / BATCH;
 const UNITS = K / COLUMNS;
-// Lanes that have 64 columns, and so a block; as many as there are pairs of rows of x.
+// Lanes that have 64 columns; as many as there are pairs of rows of x.
 const SHARE = BATCH / 2u;
 const TURNS = GROUP_ROWS / TURN_ROWS;
 const TEAM_TURNS = TURNS * PIECES / SUBGROUPS;
@@ -35,6 +35,7 @@ fn up_of(exponent: u32) -> f32 {
     return bitcast<f32>((exponent - 7u) << 23u);
 }
 
+// A row with a number that is none has no result, whether that is the most of it or not.
 fn most_of(v: X8) -> f32 {
     let four = max(abs(x_low(v)), abs(x_high(v)));
     return max(max(four.x, four.y), max(four.z, four.w));
@@ -108,9 +109,15 @@ fn gemv_registers(
         let b_high_$j_$o = vec4<f16>(x_high(b_$j_$o) * down_b_$j);
             //@ end
         //@ end
-        // What a lane is left with is of its first pair of rows.
-        let up = vec2<f32>(up_of(exponent_of(most_of_0.x)), up_of(exponent_of(most_of_0.y)))
-            * (UNIT * bitcast<f32>(top << 23u));
+        // What a lane is left with is of its first pair of rows, or before it is scaled of one more.
+        let unit_of_all = UNIT * bitcast<f32>(top << 23u);
+        let up = vec2<f32>(up_of(exponent_of(most_of_0.x)), up_of(exponent_of(most_of_0.y))) * unit_of_all;
+        //@ for j in NARROW_EIGHT
+        let up_of_other = vec2<f32>(up_of(exponent_of(most_of_2.x)), up_of(exponent_of(most_of_2.y))) * unit_of_all;
+        //@ end
+        //@ for j in NARROW_FOUR
+        let up_of_other = vec2<f32>(up_of(exponent_of(most_of_1.x)), up_of(exponent_of(most_of_1.y))) * unit_of_all;
+        //@ end
         //@ for r in TURN_ROWS
         let row_$r = first + ($ru ^ (lane / BATCH));
         let now_$r = min(row_$r + start * TURN_ROWS, p.n - 1u);
@@ -143,14 +150,23 @@ fn gemv_registers(
             let both_$r_$j = vec2<f16>(a_sum_$r_$j.x, b_sum_$r_$j.x) + vec2<f16>(a_sum_$r_$j.y, b_sum_$r_$j.y);
                 //@ end
                 //@ for e in EIGHT
-            let two_$r_0 = both_$r_0 + subgroupShuffleXor(both_$r_2, 2u);
-            let two_$r_1 = both_$r_1 + subgroupShuffleXor(both_$r_3, 2u);
-            let of_block_$r = two_$r_0 + subgroupShuffleXor(two_$r_1, 1u);
+            let two_$r_0 = both_$r_0 + subgroupShuffleXor(both_$r_1, 1u);
+            let two_$r_2 = both_$r_2 + subgroupShuffleXor(both_$r_3, 1u);
                 //@ end
-                //@ for f in FOUR
-            let of_block_$r = both_$r_0 + subgroupShuffleXor(both_$r_1, 1u);
+                //@ for w in WIDE_EIGHT
+            let sum_$r = vec2<f32>(two_$r_0 + subgroupShuffleXor(two_$r_2, 2u)) * (scale_$r * up);
                 //@ end
-            let sum_$r = vec2<f32>(of_block_$r) * (scale_$r * up);
+                //@ for w in WIDE_FOUR
+            let sum_$r = vec2<f32>(both_$r_0 + subgroupShuffleXor(both_$r_1, 1u)) * (scale_$r * up);
+                //@ end
+                //@ for n in NARROW_EIGHT
+            let other_$r = vec2<f32>(two_$r_2) * (scale_$r * up_of_other);
+            let sum_$r = fma(vec2<f32>(two_$r_0), scale_$r * up, subgroupShuffleXor(other_$r, 2u));
+                //@ end
+                //@ for n in NARROW_FOUR
+            let other_$r = vec2<f32>(both_$r_1) * (scale_$r * up_of_other);
+            let sum_$r = fma(vec2<f32>(both_$r_0), scale_$r * up, subgroupShuffleXor(other_$r, 1u));
+                //@ end
             //@ end
             //@ for e in EIGHT
             let half_0 = sum_0 + subgroupShuffleXor(sum_2, 16u);

@@ -311,13 +311,19 @@ impl Spec {
     fn registers(&self, [rows, batch, group, replicas, pieces]: [u32; 5]) -> Kernel {
         let k = self.kept.unwrap_or_default();
         let chunks = k.div_ceil(4096 / batch).div_ceil(pieces);
-        let reads = if batch == 4 { Reads::Vectors } else { Reads::Pairs };
+        let (four, wide) = (batch == 4, self.kind.double_vectors);
+        let reads = if four { Reads::Vectors } else { Reads::Pairs };
         let counts = [
             ("PAIRS_OF_ROWS", batch / 2),
             ("OCTETS", 16 / batch),
             ("TURN_ROWS", 32 / batch),
-            ("FOUR", u32::from(batch == 4)),
-            ("EIGHT", u32::from(batch == 8)),
+            ("FOUR", u32::from(four)),
+            ("EIGHT", u32::from(!four)),
+            // Whether 64 columns share a scale, or no more than 32.
+            ("WIDE_FOUR", u32::from(wide && four)),
+            ("WIDE_EIGHT", u32::from(wide && !four)),
+            ("NARROW_FOUR", u32::from(!wide && four)),
+            ("NARROW_EIGHT", u32::from(!wide && !four)),
             ("FILLS", (64 * replicas).div_ceil(group)),
         ];
         let builder = Builder::new("gemv_registers")
@@ -326,6 +332,7 @@ impl Spec {
             .activations("X", self.dtype)
             .bind("x", Access::Read, "array<X8>")
             .tag(format!("{rows}x{batch}x{group}x{replicas}x{pieces}x{k}"))
+            .tag(if wide { "wide" } else { "narrow" })
             .constant("REPLICAS", replicas)
             .constant("K", k)
             .constant("BATCH", batch)

@@ -21,10 +21,14 @@ struct Sample {
 }
 
 impl Sample {
-    fn new([m, n, k]: [usize; 3]) -> Self {
+    fn new(dims: [usize; 3]) -> Self {
+        Self::in_blocks(dims, None)
+    }
+
+    fn in_blocks([m, n, k]: [usize; 3], block_size: Option<usize>) -> Self {
         let mut rng = Rng((m + n + k) as u64);
         let w = rng.numbers(DType::F32, n * k).values;
-        let w = Cpu::best().quantize(formats::ALL[0], &w, &[n, k], None).unwrap();
+        let w = Cpu::best().quantize(formats::ALL[0], &w, &[n, k], block_size).unwrap();
         let x: Vec<f32> = (0..m * k).map(|_| (rng.below(65) as f32 - 32.0) / 64.0).collect();
         let mut y = vec![0.0; m * n];
         Cpu::best().linear(&w, &x, None, &mut y).unwrap();
@@ -126,7 +130,8 @@ fn every_kernel_for_one_row_gives_the_product_as_metal_text() {
     sample.check_all(&queue, &expected);
 }
 
-/// Few rows, which need not fill a batch; the last columns, pieces and rows of weights are not whole.
+/// Few rows, which need not fill a batch; the last columns, pieces and rows of weights are not whole, and
+/// blocks of 32 columns are scaled before lanes add their sums.
 #[cfg(unix)]
 #[test]
 fn kernels_that_keep_x_in_registers_give_the_product_as_metal_text() {
@@ -134,9 +139,15 @@ fn kernels_that_keep_x_in_registers_give_the_product_as_metal_text() {
         return;
     }
     let queue = StandIn::new(Mode::FAST);
-    let samples =
-        [([3, 22, 1088], "2 pieces"), ([11, 50, 1088], "2 pieces"), ([5, 18, 1088], "4 pieces")]
-            .map(|(dims, pieces)| (Sample::new(dims), format!("by registers, {pieces}")));
+    let samples = [
+        ([3, 22, 1088], 64, "2 pieces"),
+        ([11, 50, 1088], 64, "2 pieces"),
+        ([4, 18, 1056], 32, "2 pieces"),
+        ([5, 18, 1056], 32, "4 pieces"),
+    ]
+    .map(|(dims, block_size, pieces)| {
+        (Sample::in_blocks(dims, Some(block_size)), format!("by registers, {pieces}"))
+    });
     for (sample, kernels) in &samples {
         let wanted = |name: &str| name.contains(kernels);
         queue.prepare(|recorder| drop(sample.by_those(recorder, wanted))).unwrap();
