@@ -68,6 +68,7 @@ fn gemv_registers(
     let piece = subgroup % PIECES;
     let start = subgroup / PIECES * TEAM_TURNS;
     for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+        // Lanes beyond the last column have zeros, and no scale that they might meet.
         let unit = (chunk * PIECES + piece) * 32u + lane;
         let inside = UNITS % (32u * PIECES) == 0u || unit < UNITS;
         let at = select(0u, unit, inside);
@@ -128,7 +129,7 @@ fn gemv_registers(
         for (var turn = start; turn < start + TEAM_TURNS; turn++) {
             //@ for r in TURN_ROWS
             let word_$r = next_word_$r;
-            let scale_$r = scale_from(next_raw_$r, next_block_$r);
+            let scale_$r = select(0.0, scale_from(next_raw_$r, next_block_$r), inside);
             let after_$r = min(row_$r + (turn + 1u) * TURN_ROWS, p.n - 1u);
             next_word_$r = codes[after_$r * UNITS + at];
             next_block_$r = block_of(after_$r, at * COLUMNS);
