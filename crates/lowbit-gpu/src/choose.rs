@@ -228,6 +228,11 @@ fn halves([batch, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Pro
 /// Numbers of all rows of activations that a subgroup keeps in registers.
 const PIECE: usize = 4096;
 
+/// Pieces of K columns of so many rows of activations, each of which a subgroup keeps in registers.
+pub(crate) fn pieces(k: usize, batch: usize) -> usize {
+    (k * batch).div_ceil(PIECE).max(1)
+}
+
 /// The kernel that keeps activations in registers, if there is one for so many rows.
 fn registers([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
     let batch = match m {
@@ -235,7 +240,7 @@ fn registers([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Prod
         5..=16 => 8,
         _ => return None,
     };
-    let all = (k * batch).div_ceil(PIECE).max(1);
+    let all = pieces(k, batch);
     // Where it has much to do, matrix hardware takes two batches in less time.
     if m > batch && (all > 16 || (all > 8 && n > 8192)) {
         return None;

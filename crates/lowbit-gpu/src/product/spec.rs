@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lowbit::DType;
 
 use super::{Around, GROUP};
-use crate::choose::{Halves, Product};
+use crate::choose::{self, Halves, Product};
 use crate::kernel::{Access, Builder, Kernel, Needs};
 use crate::matrix::Tiles;
 use crate::memo::Memo;
@@ -310,7 +310,7 @@ impl Spec {
     /// A kernel whose lanes keep `batch` rows of x, for `rows` rows of w a group.
     fn registers(&self, [rows, batch, group, replicas, pieces]: [u32; 5]) -> Kernel {
         let k = self.kept.unwrap_or_default();
-        let chunks = k.div_ceil(4096 / batch).div_ceil(pieces);
+        let chunks = choose::pieces(k as usize, batch as usize).div_ceil(pieces as usize) as u32;
         let (four, wide) = (batch == 4, self.kind.double_vectors);
         let reads = if four { Reads::Vectors } else { Reads::Pairs };
         let counts = [
