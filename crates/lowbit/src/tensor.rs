@@ -289,6 +289,11 @@ impl QTensor {
         }
     }
 
+    /// The values of the codes, where they are not the format's.
+    pub(crate) fn own_codebook(&self) -> Option<&Arc<[f32]>> {
+        self.codebook.as_ref()
+    }
+
     /// Whether the codes stand for other values than the format's own table.
     pub fn has_own_codebook(&self) -> bool {
         self.codebook.is_some()

@@ -1,8 +1,9 @@
 //! Codes that stand for groups of weights of a row: a byte of bits or trits, or a pattern.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::simd::bytes::{LOW_MIDDLE, LOW_TRITS, LOW_VALUES};
+use super::simd::bytes::{HALF_TABLE, LOW_MIDDLE, LOW_TRITS, LOW_VALUES, TABLE};
 use crate::format::{Layout, Packing};
 use crate::{Format, QTensor, pack};
 
@@ -55,6 +56,46 @@ impl Digits {
     }
 }
 
+/// Codes of a byte whose weights, in two halves, are each one of a few patterns: what all of them contribute to
+/// a sum is then soon worked out.
+#[derive(Debug)]
+pub(crate) struct Halves {
+    /// Weights of the first half.
+    pub split: usize,
+    /// The value of each pattern in each place: `[length, patterns]`.
+    pub values: Vec<[f32; HALF_TABLE]>,
+    /// Which pattern each half of a code is.
+    pub index: [[u16; TABLE]; 2],
+}
+
+impl Halves {
+    /// Of `values: [TABLE, length]`, if there are few enough.
+    fn of(values: &[f32], length: usize) -> Option<Self> {
+        let split = length / 2;
+        let mut halves =
+            Halves { split, values: vec![[0.0; HALF_TABLE]; length], index: [[0; TABLE]; 2] };
+        for (half, places) in [0..split, split..length].into_iter().enumerate() {
+            let mut patterns: Vec<&[f32]> = Vec::with_capacity(HALF_TABLE);
+            for (code, values) in values.chunks_exact(length).enumerate() {
+                let pattern = &values[places.clone()];
+                let known = patterns.iter().position(|other| *other == pattern);
+                let number = known.unwrap_or(patterns.len());
+                if number == HALF_TABLE {
+                    return None;
+                }
+                if known.is_none() {
+                    patterns.push(pattern);
+                    for (place, value) in places.clone().zip(pattern) {
+                        halves.values[place][number] = *value;
+                    }
+                }
+                halves.index[half][code] = number as u16;
+            }
+        }
+        Some(halves)
+    }
+}
+
 /// What each code of a row stands for: always as many weights.
 #[derive(Debug, Clone)]
 pub(crate) struct Groups {
@@ -68,30 +109,42 @@ pub(crate) struct Groups {
     values: Arc<[f32]>,
     /// `[length, codes]`, with as many codes as a power of two.
     pub columns: Arc<[f32]>,
+    /// The same by halves, if codes are bytes and fit them.
+    pub halves: Option<Arc<Halves>>,
 }
 
 /// Tables of formats, by the address of the format, which lives as long as the program.
-static OF_FORMATS: Mutex<Vec<(usize, Groups)>> = Mutex::new(Vec::new());
+static OF_FORMATS: Mutex<BTreeMap<usize, Groups>> = Mutex::new(BTreeMap::new());
+
+/// The tables of a tensor with a codebook of its own, and that.
+type OfBook = (Weak<[f32]>, Groups);
+
+/// Those of tensors, by the addresses of format and codebook. No other codebook gets an address while something
+/// points to it, if weakly.
+static OF_BOOKS: Mutex<BTreeMap<[usize; 2], OfBook>> = Mutex::new(BTreeMap::new());
 
 impl Groups {
     /// The groups of a tensor whose codes lie in rows, if there are few enough of them.
     pub fn of(q: &QTensor) -> Option<Self> {
         let format = q.format();
-        let own = q.has_own_codebook();
         let key = std::ptr::from_ref(format).addr();
-        if !own {
-            let known = OF_FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, groups)) = known.iter().find(|(k, _)| *k == key) {
+        let Some(book) = q.own_codebook() else {
+            let mut known = OF_FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(groups) = known.get(&key) {
                 return Some(groups.clone());
             }
+            let groups = Self::new(format, q.codebook())?;
+            known.insert(key, groups.clone());
+            return Some(groups);
+        };
+        let key = [key, book.as_ptr().addr()];
+        let mut known = OF_BOOKS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, groups)) = known.get(&key) {
+            return Some(groups.clone());
         }
-        let groups = Self::new(format, q.codebook())?;
-        if !own {
-            let mut known = OF_FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.iter().all(|(k, _)| *k != key) {
-                known.push((key, groups.clone()));
-            }
-        }
+        let groups = Self::new(format, book)?;
+        known.retain(|_, (book, _)| book.strong_count() > 0);
+        known.insert(key, (Arc::downgrade(book), groups.clone()));
         Some(groups)
     }
 
@@ -116,7 +169,6 @@ impl Groups {
                 *value = book.get(digit).copied().unwrap_or(0.0);
             }
         } else {
-            // Tables of the tensor, so this is done for every product.
             for (value, of_book) in values.iter_mut().zip(book) {
                 *value = *of_book;
             }
@@ -128,7 +180,15 @@ impl Groups {
             }
         }
         let digits = Digits::of(format, book);
-        Some(Groups { length, bits, digits, values: values.into(), columns: columns.into() })
+        let halves = if codes == TABLE { Halves::of(&values, length).map(Arc::new) } else { None };
+        Some(Groups {
+            length,
+            bits,
+            digits,
+            values: values.into(),
+            columns: columns.into(),
+            halves,
+        })
     }
 
     /// Weight `i` of a code.

@@ -29,8 +29,8 @@ pub(super) struct Cut {
 
 /// What works out the tables of a tile.
 pub(super) trait FillTile: Sync + Sized {
-    /// For the activations of a tile, fewer at the end of a row; what the integers stand for, which is not
-    /// finite if they cannot be.
+    /// All tables, for the activations of a tile, fewer at the end of a row; what the integers stand for, which is
+    /// not finite if they cannot be.
     fn fill<S: Simd, const P: usize>(&self, s: S, x: &[f32], tables: &mut [u8]) -> f32;
 
     /// The tables of all tiles, `[tiles, M, bytes]`, and what their integers stand for, `[tiles, M]`.
@@ -47,7 +47,7 @@ pub(super) trait FillTile: Sync + Sized {
                 Part { fill: self, planes, x: &x[..x.len().min(weights)], tables, unit }
             })
             .collect();
-        pool.each(&mut parts, 1, 4 * m * k, |_, parts| {
+        pool.each(&mut parts, 1, tiles * m * bytes, |_, parts| {
             for part in parts {
                 isa.run(part);
             }
@@ -104,9 +104,9 @@ pub(super) fn runs<'a, const R: usize>(
 pub(super) struct Unit {
     /// Not finite if an activation is not, or if all are too small for integers.
     pub value: f32,
-    factor: f32,
+    pub factor: f32,
     /// What makes an entry's planes positive.
-    half: i32,
+    pub half: i32,
 }
 
 impl Unit {

@@ -122,9 +122,10 @@ fn multiply<T: Element>(
     } else {
         None
     };
+    // Digits that fit the smaller tables are looked up in those: more of them at a time, if twice as many.
     let planes = planes::prepare(isa, view, x, m, split, pool);
     let of_bytes = if planes.is_none() && isa.run(LooksUp) {
-        byte_tables::prepare(isa, view, x, m, split, pool)
+        byte_tables::prepare(isa, view, x, m, split)
     } else {
         None
     };
@@ -136,8 +137,7 @@ fn multiply<T: Element>(
             pool.rows(yt, m, planes::ROWS_OF_THREAD, |first, y| isa.run(LookUp { p, first, y }));
         }
         (_, Some(p), ..) => {
-            let rows = byte_tables::ROWS_OF_THREAD;
-            pool.rows(yt, m, rows, |first, y| isa.run(LookUp256 { p, first, y }));
+            pool.rows(yt, m, p.rows_of_thread(), |first, y| isa.run(LookUp256 { p, first, y }));
         }
         (.., Some(p), _) if m == 1 => {
             pool.rows(yt, m, ROWS_OF_ONE, |first, y| isa.run(Gemv16 { p, first, y }));

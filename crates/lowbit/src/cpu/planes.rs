@@ -223,7 +223,7 @@ impl LookUp<'_> {
         let LookUp { p, first, y } = self;
         let m = p.m;
         let rows = y.len() / m;
-        let scales = p.blocks.scales_of::<ROWS>(first, rows);
+        let scales = p.blocks.scales_of::<S, ROWS>(s, first, rows);
         let blocks = p.blocks.of_row();
         let mut codes = Buffer::new(ROWS * p.tile, 0u8);
         y.fill(0.0);

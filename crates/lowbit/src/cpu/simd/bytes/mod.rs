@@ -8,16 +8,57 @@ mod avx512;
 mod neon;
 mod portable;
 
-/// Rows that [`Bytes::sum_bytes`] takes.
-pub(crate) const ROWS: usize = 64;
+/// Rows that [`Bytes::turn`] takes.
+pub(crate) const ROWS: usize = 256;
+/// Columns that it takes.
+pub(crate) const COLUMNS: usize = 64;
+/// Rows and columns that are turned at a time.
+pub(crate) const SQUARE: usize = 16;
 /// Entries of a table of bytes that bytes look up in.
 pub(crate) const TABLE: usize = 256;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Entries of half a table.
+pub(crate) const HALF_TABLE: usize = 32;
 /// Trits in the lower digit of a byte of five.
 pub(crate) const LOW_TRITS: usize = 3;
 /// How many values it has.
 pub(crate) const LOW_VALUES: u8 = 27;
 /// Its value where all of them are the middle one.
 pub(crate) const LOW_MIDDLE: u8 = 13;
+
+/// Where a loop turns a code to: its row, its square and its column of that.
+fn place(i: usize) -> (usize, usize, usize) {
+    let row = i / COLUMNS % (ROWS / SQUARE) * SQUARE + i % SQUARE;
+    (row, i % COLUMNS / SQUARE, i / (ROWS * COLUMNS / SQUARE))
+}
+
+/// Cache lines that are needed soon, asked for one by one during other work: all at once they would wait for each
+/// other, and everything for them.
+pub(crate) struct Ahead<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    end: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Those of `bytes[at..end]`, of which not all need be there.
+    pub fn new(bytes: &'a [u8], at: usize, end: usize) -> Self {
+        Ahead { bytes, at, end }
+    }
+
+    /// Asks for some more.
+    #[inline(always)]
+    pub fn ask<B: Bytes>(&mut self, s: B, lines: usize) {
+        for _ in 0..lines {
+            if self.at >= self.end {
+                return;
+            }
+            s.prefetch_far(self.bytes, self.at);
+            self.at += LINE;
+        }
+    }
+}
 
 /// An instruction set's vectors of bytes, in parts of sixteen.
 ///
@@ -38,6 +79,11 @@ pub(crate) trait Bytes: Copy {
     /// be there.
     #[inline(always)]
     fn prefetch(self, _bytes: &[u8], _ahead: usize) {}
+    /// The same for what is needed later: as far as the second-level cache.
+    #[inline(always)]
+    fn prefetch_far(self, bytes: &[u8], ahead: usize) {
+        self.prefetch(bytes, ahead);
+    }
     /// In each part: the lower eight bytes of `a` and `b` in turn, and the upper eight.
     fn interleave(self, a: Self::Bytes, b: Self::Bytes) -> [Self::Bytes; 2];
     /// A round of transposing eight vectors, of which three do it: those of the first half and of the second
@@ -76,41 +122,61 @@ pub(crate) trait Bytes: Copy {
     /// 65536, leaves the sums of the even bytes.
     fn add_up(self, sums: [Self::Bytes; 2], v: Self::Bytes) -> [Self::Bytes; 2];
 
-    /// Reads the first [`PARTS`](Self::PARTS) of four parts.
-    #[inline(always)]
-    fn load_parts(self, parts: [&[u8; 16]; 4]) -> Self::Bytes {
-        let mut bytes = [0u8; 64];
-        for (bytes, part) in bytes.chunks_exact_mut(16).zip(parts) {
-            bytes.copy_from_slice(part);
-        }
-        self.load_bytes(&bytes)
-    }
     /// Whether [`sum_bytes`](Self::sum_bytes) is more than a loop.
     #[inline(always)]
     fn looks_up_bytes(self) -> bool {
         false
     }
-    /// Sums, by rows and in each of `P` planes, of what at most 512 columns of bytes find in their tables,
-    /// `codes: [columns, ROWS]` in `tables: [columns, P, TABLE]` of numbers below 128; as
-    /// [`add_up`](Self::add_up) leaves them.
+    /// The first [`COLUMNS`] bytes of [`ROWS`] rows that begin `stride` bytes apart, turned: squares, all of a
+    /// column of squares together and by their columns, `[SQUARE, ROWS / SQUARE, COLUMNS / SQUARE, SQUARE]`, in
+    /// an order of rows that [`sum_bytes`](Self::sum_bytes) knows.
     #[inline(always)]
-    fn sum_bytes<const P: usize>(self, codes: &[u8], tables: &[u8]) -> [[[u8; ROWS]; 2]; P] {
-        let mut sums = [[0u16; ROWS]; P];
-        for (codes, tables) in codes.chunks_exact(ROWS).zip(tables.chunks_exact(P * TABLE)) {
-            for (sums, table) in sums.iter_mut().zip(tables.chunks_exact(TABLE)) {
-                for (sum, code) in sums.iter_mut().zip(codes) {
-                    *sum += u16::from(table[usize::from(*code)]);
-                }
+    fn turn(self, rows: &[u8], stride: usize, codes: &mut [u8], _ahead: &mut Ahead<'_>) {
+        for (i, code) in codes.iter_mut().enumerate() {
+            let (row, square, column) = place(i);
+            *code = rows[row * stride + square * SQUARE + column];
+        }
+    }
+    /// Adds up, by rows, what the codes of some columns of all squares that [`turn`](Self::turn) left find in
+    /// their tables, or those of one of the squares: tables in each of `P` planes
+    /// `[columns, COLUMNS / SQUARE, TABLE]` of numbers below 128, of which a plane counts 128 times as much as
+    /// the one before.
+    #[inline(always)]
+    fn sum_bytes<const P: usize>(
+        self,
+        codes: &[u8],
+        square: Option<usize>,
+        planes: [&[u8]; P],
+        sums: &mut [i32; ROWS],
+        _ahead: &mut Ahead<'_>,
+    ) {
+        for (i, code) in codes.iter().enumerate() {
+            let (row, at, column) = place(i);
+            if square.is_some_and(|square| square != at) {
+                continue;
+            }
+            let table = column * (COLUMNS / SQUARE) + at;
+            for (i, plane) in planes.iter().enumerate() {
+                sums[row] += i32::from(plane[table * TABLE + usize::from(*code)]) << (7 * i);
             }
         }
-        sums.map(|sums| {
-            let mut words = [[0u8; ROWS]; 2];
-            for i in (0..ROWS).step_by(2) {
-                let pair = sums[i].wrapping_add(sums[i + 1] << 8);
-                words[0][i..i + 2].copy_from_slice(&pair.to_le_bytes());
-                words[1][i..i + 2].copy_from_slice(&sums[i + 1].to_le_bytes());
+    }
+    /// The planes of a table of integers that are each the sum of two products, one of each half, times a factor
+    /// and rounded, and of what makes it positive and below what the planes hold.
+    #[inline(always)]
+    fn planes_of_halves<const P: usize>(
+        self,
+        [low, high]: &[[f32; HALF_TABLE]; 2],
+        (factor, half): (f32, i32),
+        index: &[[u16; TABLE]; 2],
+        planes: [&mut [u8]; P],
+    ) {
+        let integer = |product: f32| (product * factor).round_ties_even() as i32;
+        for (i, table) in planes.into_iter().enumerate() {
+            for (code, entry) in table[..TABLE].iter_mut().enumerate() {
+                let [a, b] = [low[usize::from(index[0][code])], high[usize::from(index[1][code])]];
+                *entry = ((integer(a) + integer(b) + half) >> (7 * i) & 127) as u8;
             }
-            words
-        })
+        }
     }
 }
