@@ -187,7 +187,7 @@ fn ids_from_argmax_are_looked_up_where_they_are() {
 
 #[test]
 fn linear_multiplies() {
-    on_both(|both| {
+    on_both_at_once(|both| {
         for (m, n, k) in [(1, 5, 7), (3, 9, 64), (0, 4, 8), (2, 0, 8), (17, 33, 128)] {
             let x = both.random([m, k]);
             let bias = both.vector(n);
@@ -264,7 +264,7 @@ type Layers = Vec<(Weight, Option<Weight>)>;
 /// Stacked or not, normed or not, with biases or without: what several products give.
 #[test]
 fn bundles_multiply_as_their_parts() {
-    on_both(|both| {
+    on_both_at_once(|both| {
         for (case, (m, k, rows)) in [
             (1, 64, &[8, 4, 4][..]),
             (1, 256, &[32, 16, 16]),
@@ -299,7 +299,7 @@ fn bundles_multiply_as_their_parts() {
 
 #[test]
 fn gated_products() {
-    on_both(|both| {
+    on_both_at_once(|both| {
         for (m, k, n) in
             [(1, 64, 8), (1, 256, 2048), (1, 64, 7), (2, 64, 8), (1, 13, 4), (0, 64, 4)]
         {
@@ -326,7 +326,7 @@ fn gated_products() {
 
 #[test]
 fn products_are_added_to() {
-    on_both(|both| {
+    on_both_at_once(|both| {
         for (m, n, k) in [(1, 6, 64), (1, 5, 64), (3, 7, 64), (2, 8, 10), (70, 6, 64), (0, 3, 8)] {
             for kind in [0, formats::ALL.len()] {
                 let layers = layers(both, k, &[n], kind, n % 2 == 0);
@@ -466,7 +466,7 @@ fn converse(both: &mut Both, settings: &Attention, passes: &[usize], rope: Optio
 
 #[test]
 fn attention_in_prefill_and_decoding() {
-    on_both(|both| {
+    on_both_at_once(|both| {
         for (heads, kv_heads, head_dim, window, passes) in [
             (1, 1, 8, None, &[1, 1, 5, 1][..]),
             (4, 2, 16, None, &[7, 1, 1, 40]),
@@ -493,7 +493,7 @@ fn attention_in_prefill_and_decoding() {
 /// Many positions and few heads are split into parts, and many are read once for several heads.
 #[test]
 fn attention_over_many_positions() {
-    on_both(|both| {
+    on_both_at_once(|both| {
         for (heads, kv_heads, head_dim, window) in
             [(4, 1, 16, None), (10, 2, 12, Some(1100)), (2, 1, 7, None)]
         {
