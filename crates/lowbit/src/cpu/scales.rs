@@ -1,7 +1,8 @@
-//! Scales that are quantized themselves, restored once for an operation: its kernels come by each of them
-//! many times, and not eight or sixteen at once.
+//! Scales in f32: those that are quantized themselves, restored once for an operation, as its kernels come by
+//! each of them many times, and not eight or sixteen at once; and those of some rows, as kernels by tables take them.
 
 use super::byte_values::ByteValues;
+use super::convert::widen;
 use super::dispatch::Isa;
 use super::linear::Pool;
 use super::simd::{Simd, Task};
@@ -60,6 +61,35 @@ impl Task for Restore<'_> {
                 *out = nested.get(from + j);
             }
         }
+    }
+}
+
+impl Blocks<'_> {
+    /// Scales of some rows with the format's unit, where blocks lie in rows: `[rows / R, blocks, R]`.
+    #[inline(always)]
+    pub fn scales_of<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        first: usize,
+        rows: usize,
+    ) -> Vec<[f32; R]> {
+        let blocks = self.of_row();
+        let mut out = vec![[0.0; R]; rows.div_ceil(R) * blocks];
+        let mut flat = vec![0.0; rows * blocks];
+        match self.scales {
+            Scales::F16(scales) => widen(s, &scales[first * blocks..][..rows * blocks], &mut flat),
+            scales => {
+                for (flat, i) in flat.iter_mut().zip(first * blocks..) {
+                    *flat = scales.get(i);
+                }
+            }
+        }
+        for (row, scales) in flat.chunks_exact(blocks).enumerate() {
+            for (out, scale) in out[row / R * blocks..].iter_mut().zip(scales) {
+                out[row % R] = scale * self.unit;
+            }
+        }
+        out
     }
 }
 

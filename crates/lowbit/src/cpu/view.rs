@@ -5,7 +5,6 @@ use crate::tensor::{Geometry, rows_cols};
 use crate::{DType, QTensor, Scales, Weight, pack};
 
 use super::byte_values::ByteValues;
-use super::convert::widen;
 use super::groups::Groups;
 use super::simd::{Simd, Task};
 
@@ -52,33 +51,6 @@ impl Blocks<'_> {
     /// Blocks of a row, where blocks lie in rows.
     pub fn of_row(&self) -> usize {
         self.geometry.k.div_ceil(self.geometry.block_size)
-    }
-
-    /// Scales of some rows with the format's unit, where blocks lie in rows: `[rows / R, blocks, R]`.
-    #[inline(always)]
-    pub fn scales_of<S: Simd, const R: usize>(
-        &self,
-        s: S,
-        first: usize,
-        rows: usize,
-    ) -> Vec<[f32; R]> {
-        let blocks = self.of_row();
-        let mut out = vec![[0.0; R]; rows.div_ceil(R) * blocks];
-        let mut flat = vec![0.0; rows * blocks];
-        match self.scales {
-            Scales::F16(scales) => widen(s, &scales[first * blocks..][..rows * blocks], &mut flat),
-            scales => {
-                for (flat, i) in flat.iter_mut().zip(first * blocks..) {
-                    *flat = scales.get(i);
-                }
-            }
-        }
-        for (row, scales) in flat.chunks_exact(blocks).enumerate() {
-            for (out, scale) in out[row / R * blocks..].iter_mut().zip(scales) {
-                out[row % R] = scale * self.unit;
-            }
-        }
-        out
     }
 }
 
