@@ -75,6 +75,7 @@ pub(crate) const LEAST: f32 = f32::from_bits(0x3000_0000);
 /// Bits 24 to 27 of a number are the index of the upper of both, which is beside that of the lower:
 /// bit 28 is set in all numbers from [`LEAST`] to 1.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Quads {
     /// The bits of the last number of the lower segment.
     pub last: [i32; QUADS],

@@ -125,6 +125,7 @@ impl Scaling {
     /// For what is on that axis already.
     pub const ONE: Scaling = Scaling { factor: 1.0, divisor: None };
 
+    #[inline]
     pub fn new(format: &Format, absmax: f32) -> Self {
         let factor = match format.scale {
             ScaleKind::E8M0 => 1.0 / crate::e8m0_to_f32(e8m0_of(format, absmax)),

@@ -25,10 +25,12 @@ pub(super) trait Kept: Send + Sized {
         m: [S::F; 4],
         block: &mut Block,
     );
+    /// What `store` kept, at that place.
+    fn renewed<S: Simd, const WHOLE: bool>(&self, s: S, at: usize, block: &Block) -> [S::F; 4];
     /// A block that awaits its codes.
     type Pending;
-    /// The scale of what `store` left in `block`.
-    fn scaled<S: Simd>(self, s: S, block: &Block) -> Self::Pending;
+    /// Takes note of the scale of a block, given the largest magnitudes in it.
+    fn scaled<S: Simd>(self, s: S, largest: S::F) -> Self::Pending;
     /// Codes of `4 * LANES` of these from `at` on, or of as many as there are.
     fn encode<S: Simd>(s: S, pending: &mut Self::Pending, at: usize, block: &Block);
 }
@@ -57,9 +59,14 @@ impl Kept for &mut [f32] {
         to.copy_from_slice(&more[..to.len()]);
     }
 
+    #[inline(always)]
+    fn renewed<S: Simd, const WHOLE: bool>(&self, s: S, at: usize, _: &Block) -> [S::F; 4] {
+        self.load::<S, WHOLE>(s, at)
+    }
+
     type Pending = ();
     #[inline(always)]
-    fn scaled<S: Simd>(self, _: S, _: &Block) {}
+    fn scaled<S: Simd>(self, _: S, _: S::F) {}
     #[inline(always)]
     fn encode<S: Simd>(_: S, (): &mut (), _: usize, _: &Block) {}
 }
@@ -114,11 +121,18 @@ impl<'a> Kept for Codes<'a> {
         store(s, m, &mut block[at..]);
     }
 
+    #[inline(always)]
+    fn renewed<S: Simd, const WHOLE: bool>(&self, s: S, at: usize, block: &Block) -> [S::F; 4] {
+        load(s, &block[at..])
+    }
+
     type Pending = Pending<'a>;
     #[inline(always)]
-    fn scaled<S: Simd>(self, s: S, block: &Block) -> Pending<'a> {
+    fn scaled<S: Simd>(self, s: S, largest: S::F) -> Pending<'a> {
         let Codes { codes, absmax, map } = self;
-        absmax[0] = f32::from_bits(s.max_magnitude_bits(&block[..codes.len()]));
+        let mut lanes = [0.0; MOST_LANES];
+        s.store(largest, &mut lanes);
+        absmax[0] = f32::from_bits(s.max_magnitude_bits(&lanes));
         Pending { codes, map, scaling: Scaling::new(map.format(), absmax[0]) }
     }
 
@@ -179,7 +193,7 @@ fn load<S: Simd>(s: S, from: &[f32]) -> [S::F; 4] {
 }
 
 #[inline(always)]
-fn store<S: Simd>(s: S, m: [S::F; 4], to: &mut [f32]) {
+pub(super) fn store<S: Simd>(s: S, m: [S::F; 4], to: &mut [f32]) {
     for (m, to) in m.into_iter().zip(to[..4 * S::LANES].chunks_exact_mut(S::LANES)) {
         s.store(m, to);
     }

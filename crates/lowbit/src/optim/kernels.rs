@@ -3,9 +3,12 @@
 use super::Coefficients;
 use crate::cpu::simd::Simd;
 
-/// The direction of a rule, given gradient and moments, which it renews.
+/// A rule, in two parts: the second takes long, and something else may be done between.
 pub(super) trait Kernel<const MOMENTS: usize> {
-    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; MOMENTS]) -> S::F;
+    /// Renews the moments by a gradient. Returns what the direction needs besides.
+    fn renew<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; MOMENTS]) -> S::F;
+    /// The direction, given what `renew` returned and the new moments.
+    fn direction<S: Simd>(s: S, c: &Vectors<S>, from: S::F, m: &[S::F; MOMENTS]) -> S::F;
 }
 
 /// `m * decay + share * new`.
@@ -24,9 +27,13 @@ pub(super) struct Adam;
 
 impl Kernel<2> for Adam {
     #[inline(always)]
-    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 2]) -> S::F {
+    fn renew<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 2]) -> S::F {
         m[0] = decayed(s, c.decay[0], m[0], g);
         m[1] = decayed_square(s, c.decay[1], m[1], g);
+        g
+    }
+    #[inline(always)]
+    fn direction<S: Simd>(s: S, c: &Vectors<S>, _: S::F, m: &[S::F; 2]) -> S::F {
         s.div(m[0], s.add(s.sqrt(m[1]), c.eps))
     }
 }
@@ -35,10 +42,14 @@ pub(super) struct AdEmaMix;
 
 impl Kernel<3> for AdEmaMix {
     #[inline(always)]
-    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 3]) -> S::F {
+    fn renew<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 3]) -> S::F {
         m[0] = decayed(s, c.decay[0], m[0], g);
         m[1] = decayed(s, c.decay[1], m[1], g);
         m[2] = decayed_square(s, c.decay[2], m[2], g);
+        g
+    }
+    #[inline(always)]
+    fn direction<S: Simd>(s: S, c: &Vectors<S>, _: S::F, m: &[S::F; 3]) -> S::F {
         let both = s.add(s.mul(m[0], c.mix[0]), s.mul(m[1], c.mix[1]));
         s.div(both, s.add(s.mul(s.sqrt(m[2]), c.root), c.eps))
     }
@@ -48,10 +59,14 @@ pub(super) struct Lion;
 
 impl Kernel<1> for Lion {
     #[inline(always)]
-    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 1]) -> S::F {
+    fn renew<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 1]) -> S::F {
         let towards = decayed(s, c.mix, m[0], g);
         m[0] = decayed(s, c.decay[0], m[0], g);
         s.sign(towards)
+    }
+    #[inline(always)]
+    fn direction<S: Simd>(_: S, _: &Vectors<S>, sign: S::F, _: &[S::F; 1]) -> S::F {
+        sign
     }
 }
 
@@ -59,8 +74,12 @@ pub(super) struct Momentum;
 
 impl Kernel<1> for Momentum {
     #[inline(always)]
-    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 1]) -> S::F {
+    fn renew<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 1]) -> S::F {
         m[0] = decayed(s, c.decay[0], m[0], g);
+        g
+    }
+    #[inline(always)]
+    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &[S::F; 1]) -> S::F {
         decayed(s, c.mix, m[0], g)
     }
 }
@@ -70,8 +89,12 @@ pub(super) struct Squares;
 
 impl Kernel<1> for Squares {
     #[inline(always)]
-    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 1]) -> S::F {
+    fn renew<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &mut [S::F; 1]) -> S::F {
         m[0] = decayed(s, c.decay[0], m[0], s.mul(g, g));
+        g
+    }
+    #[inline(always)]
+    fn direction<S: Simd>(s: S, c: &Vectors<S>, g: S::F, m: &[S::F; 1]) -> S::F {
         s.div(g, s.add(s.sqrt(m[0]), c.eps))
     }
 }

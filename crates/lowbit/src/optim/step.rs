@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::kept::{self, Block, Kept};
+use super::kept::{self, Block, Kept, store};
 use super::kernels::{AdEmaMix, Adam, Kernel, Lion, Momentum, Squares, Vectors};
 use super::state::front;
 use super::{BLOCK_SIZE, Coefficients, Moment, Rule};
@@ -108,6 +108,20 @@ pub(super) const AHEAD: usize = 2 * BLOCK_SIZE;
 
 const ZEROS: Block = [0.0; BLOCK_SIZE];
 
+/// `body` for each of `N` moments, three at most. The bodies are too long for a compiler to write the loop
+/// out, and without that vectors pass through memory: a store each, of which a core does few.
+macro_rules! for_each_moment {
+    ($i:ident of $n:ident $body:block) => {
+        for_each_moment!($i of $n $body at 0, 1, 2)
+    };
+    ($i:ident of $n:ident $body:block at $($at:literal),*) => {
+        $(if $at < $n {
+            let $i = $at;
+            $body
+        })*
+    };
+}
+
 impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
     for Run<'_, T, K, M, N, NORMS>
 {
@@ -125,11 +139,12 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
         for (p, g) in p.chunks_mut(BLOCK_SIZE).zip(g.chunks(BLOCK_SIZE)) {
             let len = p.len();
             let mut moments = moments.each_mut().map(|moment| moment.take_front(len));
+            let largest;
             if T::DTYPE == DType::F32 && len == BLOCK_SIZE && !NORMS {
                 let (p, g) = (bytemuck::cast_slice_mut(p), bytemuck::cast_slice(g));
                 // The constant leaves no code for what is less than four vectors.
                 let kept = (&mut moments, &mut *blocks, &mut pending, &*before);
-                update::<S, K, M, N, NORMS>(s, &c, BLOCK_SIZE, p, g, kept);
+                largest = update::<S, K, M, N, NORMS>(s, &c, BLOCK_SIZE, p, g, kept);
             } else {
                 if len < BLOCK_SIZE {
                     (wide_p, wide_g) = (ZEROS, ZEROS);
@@ -138,7 +153,7 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
                 widen(s, g, &mut wide_g);
                 squares[1] += if NORMS { sum_of_squares(&wide_p) } else { 0.0 };
                 let kept = (&mut moments, &mut *blocks, &mut pending, &*before);
-                update::<S, K, M, N, NORMS>(s, &c, len, &mut wide_p, &wide_g, kept);
+                largest = update::<S, K, M, N, NORMS>(s, &c, len, &mut wide_p, &wide_g, kept);
                 if NORMS {
                     // Zeros that pad may have a direction of 0 / 0.
                     wide_p[len..].fill(0.0);
@@ -148,8 +163,8 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
                 narrow(s, &wide_p, p);
             }
             (blocks, before) = (before, blocks);
-            for ((pending, moment), block) in pending.iter_mut().zip(moments).zip(&*before) {
-                *pending = Some(moment.scaled(s, block));
+            for ((pending, moment), largest) in pending.iter_mut().zip(moments).zip(largest) {
+                *pending = Some(moment.scaled(s, largest));
             }
         }
         encode::<S, M, N>(s, 0..BLOCK_SIZE, &mut pending, before);
@@ -158,7 +173,8 @@ impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
 }
 
 /// The step of a block in f32; or, for norms, its direction in place of the parameter. `p` and `g`
-/// may be longer than the moments, up to the next multiple of `4 * LANES`.
+/// may be longer than the moments, up to the next multiple of `4 * LANES`. Returns each moment's largest
+/// magnitudes, if those share a scale.
 #[inline(always)]
 fn update<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool>(
     s: S,
@@ -166,20 +182,24 @@ fn update<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool>(
     len: usize,
     p: &mut [f32],
     g: &[f32],
-    (moments, blocks, pending, before): Moments<'_, M, N>,
-) {
+    mut kept: Moments<'_, M, N>,
+) -> [S::F; N] {
     let step = 4 * S::LANES;
     let whole = len / step * step;
+    let mut largest = [s.splat(0.0); N];
     for at in (0..whole).step_by(step) {
         let (p, g) = (&mut p[at..at + step], &g[at..at + step]);
-        four::<S, K, M, N, NORMS, true>(s, c, at, p, g, moments, blocks);
-        encode::<S, M, N>(s, at..at + step, pending, before);
+        four::<S, K, M, N, NORMS, true>(s, c, at, p, g, &mut kept, &mut largest);
     }
+    let mut rest = whole;
     if whole < len {
         let (p, g) = (&mut p[whole..whole + step], &g[whole..whole + step]);
-        four::<S, K, M, N, NORMS, false>(s, c, whole, p, g, moments, blocks);
+        four::<S, K, M, N, NORMS, false>(s, c, whole, p, g, &mut kept, &mut largest);
+        rest += step;
     }
-    encode::<S, M, N>(s, whole..BLOCK_SIZE, pending, before);
+    let (_, _, pending, before) = kept;
+    encode::<S, M, N>(s, rest..BLOCK_SIZE, pending, before);
+    largest
 }
 
 /// Moments, what they become in this block, and what they became in the one before, which awaits codes.
@@ -196,11 +216,11 @@ fn encode<S: Simd, M: Kept, const N: usize>(
     blocks: &[Block; N],
 ) {
     for at in range.step_by(4 * S::LANES) {
-        for (pending, block) in pending.iter_mut().zip(blocks) {
-            if let Some(pending) = pending {
-                M::encode(s, pending, at, block);
+        for_each_moment!(i of N {
+            if let Some(pending) = &mut pending[i] {
+                M::encode(s, pending, at, &blocks[i]);
             }
-        }
+        });
     }
 }
 
@@ -214,56 +234,77 @@ fn four<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool, const
     at: usize,
     p: &mut [f32],
     g: &[f32],
-    moments: &mut [M; N],
-    blocks: &mut [Block; N],
+    (moments, blocks, pending, before): &mut Moments<'_, M, N>,
+    largest: &mut [S::F; N],
 ) {
     let zero = s.splat(0.0);
     let mut fours = [[zero; 4]; N];
-    for (m, moment) in fours.iter_mut().zip(&*moments) {
-        *m = moment.load::<S, WHOLE>(s, at);
-    }
-    let (mut new, mut sums) = ([zero; 4], [zero; 4]);
+    for_each_moment!(i of N { fours[i] = moments[i].load::<S, WHOLE>(s, at) });
+    let mut from = [zero; 4];
     for (v, (p, g)) in p.chunks_exact(S::LANES).zip(g.chunks_exact(S::LANES)).enumerate() {
-        let old = s.load(p);
         s.prefetch(bytemuck::cast_slice(p), AHEAD * size_of::<f32>());
         s.prefetch(bytemuck::cast_slice(g), AHEAD * size_of::<f32>());
-        let g = s.add(s.mul(s.load(g), c.grad_scale), s.mul(old, c.l2));
+        let g = s.add(s.mul(s.load(g), c.grad_scale), s.mul(s.load(p), c.l2));
         let mut m = [zero; N];
-        for (m, four) in m.iter_mut().zip(&fours) {
-            *m = four[v];
-        }
-        let direction = K::direction(s, c, g, &mut m);
+        for_each_moment!(i of N { m[i] = fours[i][v] });
+        from[v] = K::renew(s, c, g, &mut m);
+        for_each_moment!(i of N { fours[i][v] = m[i] });
+    }
+    if !NORMS {
+        for_each_moment!(i of N { moments[i].store::<S, WHOLE>(s, at, fours[i], &mut blocks[i]) });
+        // Divisions wait for what was just worked out, and nothing of this does.
+        encode::<S, M, N>(s, at..at + 4 * S::LANES, pending, before);
+        // From memory, as no vector outlives what may be a call.
+        for_each_moment!(i of N { fours[i] = moments[i].renewed::<S, WHOLE>(s, at, &blocks[i]) });
+    }
+    let mut new = [zero; 4];
+    for (v, p) in p.chunks_exact(S::LANES).enumerate() {
+        let mut m = [zero; N];
+        for_each_moment!(i of N { m[i] = fours[i][v] });
+        let direction = K::direction(s, c, from[v], &m);
         new[v] = if NORMS {
             direction
         } else {
-            s.mul(s.add(s.mul(old, c.before), s.mul(direction, c.rate)), c.after)
+            s.mul(s.add(s.mul(s.load(p), c.before), s.mul(direction, c.rate)), c.after)
         };
-        sums[v] = m[0];
-        for m in &m[1..] {
-            sums[v] = s.add(sums[v], *m);
-        }
-        for (m, four) in m.into_iter().zip(&mut fours) {
-            four[v] = m;
-        }
     }
-    // A number that would spoil those beside it is left out.
-    if M::SHARES_SCALE && !NORMS && !s.all_finite(sums) {
-        for (v, old) in p.chunks_exact(S::LANES).enumerate() {
-            new[v] = s.if_finite(sums[v], new[v], s.load(old));
-            for m in &mut fours {
-                m[v] = s.if_finite(sums[v], m[v], zero);
+    if M::SHARES_SCALE && !NORMS {
+        let mut most = largest_of(s, &fours);
+        let mut of_all = zero;
+        for_each_moment!(i of N { of_all = s.max_magnitude(of_all, most[i]) });
+        // Four times what is larger than each of three moments: their sum is then finite.
+        if !s.all_finite(s.mul(of_all, s.splat(4.0))) {
+            // A number that would spoil those beside it is left out.
+            for (v, old) in p.chunks_exact(S::LANES).enumerate() {
+                let mut sum = fours[0][v];
+                for four in &fours[1..] {
+                    sum = s.add(sum, four[v]);
+                }
+                new[v] = s.if_finite(sum, new[v], s.load(old));
+                for four in &mut fours {
+                    four[v] = s.if_finite(sum, four[v], zero);
+                }
             }
+            for_each_moment!(i of N {
+                moments[i].store::<S, WHOLE>(s, at, fours[i], &mut blocks[i]);
+            });
+            most = largest_of(s, &fours);
         }
+        for_each_moment!(i of N { largest[i] = s.max_magnitude(largest[i], most[i]) });
     }
-    for (new, p) in new.into_iter().zip(p.chunks_exact_mut(S::LANES)) {
-        s.store(new, p);
-    }
-    if NORMS {
-        return;
-    }
-    for ((m, moment), block) in fours.into_iter().zip(moments).zip(blocks) {
-        moment.store::<S, WHOLE>(s, at, m, block);
-    }
+    store(s, new, p);
+}
+
+/// The largest magnitudes of each.
+#[inline(always)]
+fn largest_of<S: Simd, const N: usize>(s: S, fours: &[[S::F; 4]; N]) -> [S::F; N] {
+    let mut largest = [s.splat(0.0); N];
+    for_each_moment!(i of N {
+        for four in fours[i] {
+            largest[i] = s.max_magnitude(largest[i], four);
+        }
+    });
+    largest
 }
 
 /// In f64, in an order that no instruction set changes.

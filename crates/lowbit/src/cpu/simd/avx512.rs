@@ -145,14 +145,10 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn all_finite(self, [a, b, c, d]: [__m512; 4]) -> bool {
+    fn all_finite(self, v: __m512) -> bool {
+        const NAN_OR_INFINITE: i32 = 0x01 | 0x08 | 0x10 | 0x80;
         // SAFETY: see the top of this block.
-        unsafe {
-            let zero = _mm512_setzero_ps();
-            let ab = _mm512_fmadd_ps(a, zero, _mm512_mul_ps(b, zero));
-            let all = _mm512_fmadd_ps(c, zero, _mm512_fmadd_ps(d, zero, ab));
-            _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(all, zero) == 0
-        }
+        unsafe { _mm512_fpclass_ps_mask::<NAN_OR_INFINITE>(v) == 0 }
     }
     #[inline(always)]
     fn max_magnitude(self, a: __m512, b: __m512) -> __m512 {

@@ -101,11 +101,8 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     fn sum(self, v: Self::F) -> f32;
     /// Whether every lane is finite: others times zero are NaN.
     #[inline(always)]
-    fn all_finite(self, v: [Self::F; 4]) -> bool {
-        let zero = self.splat(0.0);
-        let [a, b, c, d] = v;
-        let (ab, cd) = (self.fma(a, zero, self.mul(b, zero)), self.fma(c, zero, self.mul(d, zero)));
-        self.sum(self.add(ab, cd)) == 0.0
+    fn all_finite(self, v: Self::F) -> bool {
+        self.sum(self.mul(v, self.splat(0.0))) == 0.0
     }
 
     /// Sixteen f32, ready to be looked up by nibbles.

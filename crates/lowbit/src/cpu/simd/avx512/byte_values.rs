@@ -38,7 +38,6 @@ unsafe fn of_planes(planes: &[[u8; 256]; 4], codes: __m512i) -> [__m512; 4] {
         let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
         let codes = _mm512_permutexvar_epi32(order, codes);
         let upper = _mm512_movepi8_mask(codes);
-        let odd = _mm512_movepi8_mask(_mm512_add_epi8(codes, codes));
         let mut bytes = [_mm512_setzero_si512(); 4];
         for (bytes, plane) in bytes.iter_mut().zip(planes) {
             let mut quarters = [codes; 4];
@@ -46,8 +45,8 @@ unsafe fn of_planes(planes: &[[u8; 256]; 4], codes: __m512i) -> [__m512; 4] {
                 *quarter = _mm512_loadu_si512(from.as_ptr().cast());
             }
             let [first, second, third, fourth] = quarters;
-            let low = look_up_128_bytes(codes, odd, first, second);
-            let high = look_up_128_bytes(codes, odd, third, fourth);
+            let low = look_up_128_bytes(codes, first, second);
+            let high = look_up_128_bytes(codes, third, fourth);
             *bytes = _mm512_mask_blend_epi8(upper, low, high);
         }
         let [a, b, c, d] = bytes;
@@ -62,26 +61,23 @@ unsafe fn of_planes(planes: &[[u8; 256]; 4], codes: __m512i) -> [__m512; 4] {
     }
 }
 
-/// `low[code mod 64]`, or of `high` where a mask says so: `vpermb`, for functions that are not compiled
-/// with VBMI as a whole, which the intrinsic could not become a part of.
+/// `[low, high][code mod 128]`: `vpermi2b`, for functions that are not compiled with VBMI as a whole, which
+/// the intrinsic could not become a part of.
 ///
 /// # Safety
 ///
 /// Only where AVX-512 has VBMI.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn look_up_128_bytes(codes: __m512i, odd: u64, low: __m512i, high: __m512i) -> __m512i {
+unsafe fn look_up_128_bytes(codes: __m512i, low: __m512i, high: __m512i) -> __m512i {
     let bytes;
-    // SAFETY: two instructions on registers, which the caller's processor has.
+    // SAFETY: one instruction on registers, which the caller's processor has.
     unsafe {
         std::arch::asm!(
-            "vpermb {bytes}, {codes}, {low}",
-            "vpermb {bytes}{{{odd}}}, {codes}, {high}",
-            bytes = out(zmm_reg) bytes,
-            codes = in(zmm_reg) codes,
+            "vpermi2b {bytes}, {low}, {high}",
+            bytes = inout(zmm_reg) codes => bytes,
             low = in(zmm_reg) low,
             high = in(zmm_reg) high,
-            odd = in(kreg) odd,
             options(pure, nomem, nostack, preserves_flags),
         );
     }

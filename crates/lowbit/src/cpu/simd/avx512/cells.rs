@@ -40,9 +40,10 @@ fn by_lines<const SIGNED: bool>(
         let mut below = 0u64;
         for (i, (rank, x)) in ranks.iter_mut().zip(x.chunks_exact(LANES)).enumerate() {
             let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(factor));
-            // The larger magnitude of the two.
-            let magnitude = _mm512_range_ps::<0b1011>(x, _mm512_set1_ps(LEAST));
-            let mut bits = _mm512_castps_si512(magnitude);
+            // As integers, which more ports take.
+            let bits = _mm512_castps_si512(_mm512_abs_ps(x));
+            let mut bits = _mm512_max_epi32(bits, _mm512_set1_epi32(LEAST.to_bits() as i32));
+            let magnitude = _mm512_castsi512_ps(bits);
             let quad = _mm512_srli_epi32::<24>(bits);
             if SIGNED {
                 // Below zero a tie goes to the larger magnitude.
@@ -58,7 +59,8 @@ fn by_lines<const SIGNED: bool>(
                 _mm512_permutex2var_ps(offset[0], segment, offset[1]),
             );
             let top = _mm512_permutex2var_ps(top[0], segment, top[1]);
-            *rank = _mm512_cvtps_epi32(_mm512_min_ps(line, top));
+            let rank_f32 = _mm512_min_epi32(_mm512_castps_si512(line), _mm512_castps_si512(top));
+            *rank = _mm512_cvtps_epi32(_mm512_castsi512_ps(rank_f32));
         }
         let [a, b, c, d] = ranks;
         // Upper halves are whole ranks, of two vectors beside each other, and of four.
