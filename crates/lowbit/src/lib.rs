@@ -32,6 +32,7 @@ pub mod quantizers;
 pub mod sparse;
 mod tensor;
 pub mod threads;
+mod unrolled;
 
 pub use cpu::{
     Cpu, CpuDevice, dequantize, double_quantize, gemm, gemv, linear, linear_transposed, quantize,

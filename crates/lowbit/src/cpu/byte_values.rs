@@ -8,6 +8,9 @@ pub(crate) struct ByteValues {
     #[cfg(target_arch = "x86_64")]
     pub planes: [[u8; 256]; 4],
     pub values: [f32; 256],
+    /// Whether the lower two bytes of each are zero.
+    #[cfg(target_arch = "x86_64")]
+    pub are_bf16: bool,
 }
 
 impl ByteValues {
@@ -17,8 +20,19 @@ impl ByteValues {
             #[cfg(target_arch = "x86_64")]
             planes: planes(values),
             values: *values,
+            #[cfg(target_arch = "x86_64")]
+            are_bf16: are_bf16(values),
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn are_bf16(values: &[f32; 256]) -> bool {
+    let mut code = 0;
+    while code < 256 && values[code].to_bits() & 0xffff == 0 {
+        code += 1;
+    }
+    code == 256
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -20,8 +20,16 @@ pub(crate) struct Gemv<'a> {
 impl Gemv<'_> {
     /// Whether the rows are made of whole blocks of whole vectors.
     pub fn fits(isa: Isa, view: &View<'_>) -> bool {
-        view.aligned(isa.run(Step)).is_some()
+        rows(view, isa.run(Step)).is_some()
     }
+}
+
+/// Rows whose blocks are whole steps, or halves of one.
+#[inline(always)]
+fn rows<'a>(view: &View<'a>, step: usize) -> Option<Aligned<'a>> {
+    let halves =
+        || view.aligned(step / 2).filter(|r| r.block_size == step / 2 && view.k % step == 0);
+    view.aligned(step).or_else(halves)
 }
 
 /// Weights that a decoder yields at once.
@@ -39,7 +47,7 @@ impl Task for Gemv<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Some(rows) = self.view.aligned(4 * S::LANES) else { return };
+        let Some(rows) = rows(self.view, 4 * S::LANES) else { return };
         match &self.view.codes {
             Codes::Nibbles { table, low_first: false } => {
                 self.with(s, Nibbles::<S, false>::new(s, table), rows);
@@ -62,6 +70,7 @@ impl Gemv<'_> {
     fn with<S: Simd, D: Decode<S>>(self, s: S, d: D, rows: Aligned<'_>) {
         // Where a block is a few steps, the loop over them is unrolled: the usual block of 64.
         match rows.block_size / (4 * S::LANES) {
+            0 => self.halves(s, d, rows),
             1 => self.unrolled::<S, D, 1>(s, d, rows),
             2 => self.unrolled::<S, D, 2>(s, d, rows),
             4 => self.unrolled::<S, D, 4>(s, d, rows),
@@ -90,6 +99,31 @@ impl Gemv<'_> {
                 total = s.fma(sum, s.splat(*scale), total);
             }
             *y = s.sum(total) * unit;
+        }
+    }
+
+    /// Two blocks a step.
+    #[inline(always)]
+    fn halves<S: Simd, D: Decode<S>>(self, s: S, d: D, rows: Aligned<'_>) {
+        let Gemv { view, x, first, y } = self;
+        let unit = view.blocks.map_or(1.0, |b| b.unit);
+        let step = 4 * S::LANES;
+        let mut buffer = Vec::new();
+        for (i, y) in y.iter_mut().enumerate() {
+            let codes = rows.row(first + i).chunks_exact(2 * rows.block_bytes);
+            let scales = rows.scales(first + i, &mut buffer).chunks_exact(2);
+            let mut totals = [s.splat(0.0); 2];
+            for ((codes, x), scales) in codes.zip(x.chunks_exact(step)).zip(scales) {
+                s.prefetch(codes, AHEAD);
+                let w = d.four(s, codes);
+                for (half, total) in totals.iter_mut().enumerate() {
+                    let x = &x[2 * half * S::LANES..];
+                    let sum = s.mul(w[2 * half], s.load(x));
+                    let sum = s.fma(w[2 * half + 1], s.load(&x[S::LANES..]), sum);
+                    *total = s.fma(sum, s.splat(scales[half]), *total);
+                }
+            }
+            *y = s.sum(s.add(totals[0], totals[1])) * unit;
         }
     }
 

@@ -96,6 +96,54 @@ impl Halves {
     }
 }
 
+/// Weights that are each `first + step * digit`, and where a byte has the digits.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    pub first: f32,
+    pub step: f32,
+    /// Bits of a digit.
+    pub bits: usize,
+    /// What has the digits of each code, the first in the lowest bits; where there is no table, the code
+    /// itself.
+    pub tables: Vec<Table>,
+}
+
+/// A table that begins on a cache line.
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+pub(crate) struct Table(pub [u8; TABLE]);
+
+impl Fields {
+    /// Of `values: [TABLE, length]`, if there are few and at even distances.
+    fn of(values: &[f32], length: usize) -> Option<Self> {
+        let mut all = values.to_vec();
+        all.sort_by(f32::total_cmp);
+        all.dedup();
+        let [first, second, ..] = all[..] else { return None };
+        let step = second - first;
+        let digits = all.iter().enumerate();
+        let even = digits.clone().all(|(digit, value)| *value == first + step * digit as f32);
+        if all.len() > 4 || !even {
+            return None;
+        }
+        let bits = if all.len() == 2 { 1 } else { 2 };
+        let per_table = 8 / bits;
+        let mut tables = vec![Table([0; TABLE]); length.div_ceil(per_table)];
+        for (code, values) in values.chunks_exact(length).enumerate() {
+            for (place, value) in values.iter().enumerate() {
+                let digit = all.partition_point(|other| other < value);
+                tables[place / per_table].0[code] |= (digit << (place % per_table * bits)) as u8;
+            }
+        }
+        if let [Table(table)] = &tables[..]
+            && table.iter().enumerate().all(|(code, digits)| code == usize::from(*digits))
+        {
+            tables.clear();
+        }
+        Some(Fields { first, step, bits, tables })
+    }
+}
+
 /// What each code of a row stands for: always as many weights.
 #[derive(Debug, Clone)]
 pub(crate) struct Groups {
@@ -109,6 +157,8 @@ pub(crate) struct Groups {
     values: Arc<[f32]>,
     /// `[length, codes]`, with as many codes as a power of two.
     pub columns: Arc<[f32]>,
+    /// The weights as digits, if codes are bytes and these are few.
+    pub fields: Option<Arc<Fields>>,
     /// The same by halves, if codes are bytes and fit them.
     pub halves: Option<Arc<Halves>>,
 }
@@ -181,12 +231,14 @@ impl Groups {
         }
         let digits = Digits::of(format, book);
         let halves = if codes == TABLE { Halves::of(&values, length).map(Arc::new) } else { None };
+        let fields = if codes == TABLE { Fields::of(&values, length).map(Arc::new) } else { None };
         Some(Groups {
             length,
             bits,
             digits,
             values: values.into(),
             columns: columns.into(),
+            fields,
             halves,
         })
     }

@@ -3,6 +3,7 @@
 use super::byte_tables::{self, LookUp256, LooksUp};
 use super::convert::narrow;
 use super::dispatch::Isa;
+use super::dots::{self, DotRows};
 use super::gemm::Gemm;
 use super::gemm_few::{self, GemmFew};
 use super::gemm_matrix::{self, GemmMatrix};
@@ -122,6 +123,16 @@ fn multiply<T: Element>(
     } else {
         None
     };
+    if m == 1
+        && !split
+        && isa.run(LooksUp)
+        && let Some(p) = dots::prepare(isa, view, x)
+    {
+        pool.rows(&mut yt, m, dots::ROWS_OF_THREAD, |first, y| {
+            isa.run(DotRows { p: &p, first, y })
+        });
+        return finish(isa, &yt, bias, y, n, pool);
+    }
     // Digits that fit the smaller tables are looked up in those: more of them at a time, if twice as many.
     let planes = planes::prepare(isa, view, x, m, split, pool);
     let of_bytes = if planes.is_none() && isa.run(LooksUp) {

@@ -8,6 +8,7 @@ pub(crate) mod convert;
 mod dequantize;
 mod device;
 mod dispatch;
+mod dots;
 pub(crate) mod embedding;
 mod gemm;
 mod gemm16;

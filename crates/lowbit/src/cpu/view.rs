@@ -2,7 +2,7 @@
 
 use crate::format::{Packing, Values};
 use crate::tensor::{Geometry, rows_cols};
-use crate::{DType, QTensor, Scales, Weight, pack};
+use crate::{DType, QTensor, Scales, Weight, e8m0_to_f32, pack};
 
 use super::byte_values::ByteValues;
 use super::groups::Groups;
@@ -273,11 +273,15 @@ impl<'a> Aligned<'a> {
     where
         'a: 'b,
     {
-        let from = row * self.blocks;
+        let of_row = row * self.blocks..(row + 1) * self.blocks;
         buffer.clear();
         match self.scales {
-            Some(Scales::F32(scales)) => return &scales[from..from + self.blocks],
-            Some(scales) => buffer.extend((from..from + self.blocks).map(|i| scales.get(i))),
+            Some(Scales::F32(scales)) => return &scales[of_row],
+            // A compiler makes vectors of what it knows the kind of.
+            Some(Scales::E8M0(scales)) => {
+                buffer.extend(scales[of_row].iter().map(|scale| e8m0_to_f32(*scale)));
+            }
+            Some(scales) => buffer.extend(of_row.map(|i| scales.get(i))),
             None => buffer.push(1.0),
         }
         buffer

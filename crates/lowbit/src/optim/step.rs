@@ -10,6 +10,7 @@ use super::{BLOCK_SIZE, Coefficients, Moment, Rule};
 use crate::cpu::Isa;
 use crate::cpu::convert::{narrow, widen};
 use crate::cpu::simd::{Simd, Task};
+use crate::unrolled::unrolled;
 use crate::{DType, Element, threads};
 
 /// Parameters of a piece of work: whole blocks, and long enough for the memory to run ahead.
@@ -108,20 +109,6 @@ pub(super) const AHEAD: usize = 2 * BLOCK_SIZE;
 
 const ZEROS: Block = [0.0; BLOCK_SIZE];
 
-/// `body` for each of `N` moments, three at most. The bodies are too long for a compiler to write the loop
-/// out, and without that vectors pass through memory: a store each, of which a core does few.
-macro_rules! for_each_moment {
-    ($i:ident of $n:ident $body:block) => {
-        for_each_moment!($i of $n $body at 0, 1, 2)
-    };
-    ($i:ident of $n:ident $body:block at $($at:literal),*) => {
-        $(if $at < $n {
-            let $i = $at;
-            $body
-        })*
-    };
-}
-
 impl<T: Element, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool> Task
     for Run<'_, T, K, M, N, NORMS>
 {
@@ -216,7 +203,7 @@ fn encode<S: Simd, M: Kept, const N: usize>(
     blocks: &[Block; N],
 ) {
     for at in range.step_by(4 * S::LANES) {
-        for_each_moment!(i of N {
+        unrolled!(i of N in 0, 1, 2 => {
             if let Some(pending) = &mut pending[i] {
                 M::encode(s, pending, at, &blocks[i]);
             }
@@ -239,28 +226,28 @@ fn four<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool, const
 ) {
     let zero = s.splat(0.0);
     let mut fours = [[zero; 4]; N];
-    for_each_moment!(i of N { fours[i] = moments[i].load::<S, WHOLE>(s, at) });
+    unrolled!(i of N in 0, 1, 2 => { fours[i] = moments[i].load::<S, WHOLE>(s, at) });
     let mut from = [zero; 4];
     for (v, (p, g)) in p.chunks_exact(S::LANES).zip(g.chunks_exact(S::LANES)).enumerate() {
         s.prefetch(bytemuck::cast_slice(p), AHEAD * size_of::<f32>());
         s.prefetch(bytemuck::cast_slice(g), AHEAD * size_of::<f32>());
         let g = s.add(s.mul(s.load(g), c.grad_scale), s.mul(s.load(p), c.l2));
         let mut m = [zero; N];
-        for_each_moment!(i of N { m[i] = fours[i][v] });
+        unrolled!(i of N in 0, 1, 2 => { m[i] = fours[i][v] });
         from[v] = K::renew(s, c, g, &mut m);
-        for_each_moment!(i of N { fours[i][v] = m[i] });
+        unrolled!(i of N in 0, 1, 2 => { fours[i][v] = m[i] });
     }
     if !NORMS {
-        for_each_moment!(i of N { moments[i].store::<S, WHOLE>(s, at, fours[i], &mut blocks[i]) });
+        unrolled!(i of N in 0, 1, 2 => { moments[i].store::<S, WHOLE>(s, at, fours[i], &mut blocks[i]) });
         // Divisions wait for what was just worked out, and nothing of this does.
         encode::<S, M, N>(s, at..at + 4 * S::LANES, pending, before);
         // From memory, as no vector outlives what may be a call.
-        for_each_moment!(i of N { fours[i] = moments[i].renewed::<S, WHOLE>(s, at, &blocks[i]) });
+        unrolled!(i of N in 0, 1, 2 => { fours[i] = moments[i].renewed::<S, WHOLE>(s, at, &blocks[i]) });
     }
     let mut new = [zero; 4];
     for (v, p) in p.chunks_exact(S::LANES).enumerate() {
         let mut m = [zero; N];
-        for_each_moment!(i of N { m[i] = fours[i][v] });
+        unrolled!(i of N in 0, 1, 2 => { m[i] = fours[i][v] });
         let direction = K::direction(s, c, from[v], &m);
         new[v] = if NORMS {
             direction
@@ -271,7 +258,7 @@ fn four<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool, const
     if M::SHARES_SCALE && !NORMS {
         let mut most = largest_of(s, &fours);
         let mut of_all = zero;
-        for_each_moment!(i of N { of_all = s.max_magnitude(of_all, most[i]) });
+        unrolled!(i of N in 0, 1, 2 => { of_all = s.max_magnitude(of_all, most[i]) });
         // Four times what is larger than each of three moments: their sum is then finite.
         if !s.all_finite(s.mul(of_all, s.splat(4.0))) {
             // A number that would spoil those beside it is left out.
@@ -285,12 +272,12 @@ fn four<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool, const
                     four[v] = s.if_finite(sum, four[v], zero);
                 }
             }
-            for_each_moment!(i of N {
+            unrolled!(i of N in 0, 1, 2 => {
                 moments[i].store::<S, WHOLE>(s, at, fours[i], &mut blocks[i]);
             });
             most = largest_of(s, &fours);
         }
-        for_each_moment!(i of N { largest[i] = s.max_magnitude(largest[i], most[i]) });
+        unrolled!(i of N in 0, 1, 2 => { largest[i] = s.max_magnitude(largest[i], most[i]) });
     }
     store(s, new, p);
 }
@@ -299,7 +286,7 @@ fn four<S: Simd, K: Kernel<N>, M: Kept, const N: usize, const NORMS: bool, const
 #[inline(always)]
 fn largest_of<S: Simd, const N: usize>(s: S, fours: &[[S::F; 4]; N]) -> [S::F; N] {
     let mut largest = [s.splat(0.0); N];
-    for_each_moment!(i of N {
+    unrolled!(i of N in 0, 1, 2 => {
         for four in fours[i] {
             largest[i] = s.max_magnitude(largest[i], four);
         }

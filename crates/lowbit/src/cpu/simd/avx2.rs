@@ -401,6 +401,14 @@ impl Simd for Avx2 {
         unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)) }
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: see the top of this block. Two products of 128 by 128 fit.
+        unsafe {
+            let twos = _mm256_maddubs_epi16(a, b);
+            _mm256_add_epi32(sums, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
     fn sums_to_f32(self, sums: __m256i) -> __m256 {
         // SAFETY: see the top of this block.
         unsafe { _mm256_cvtepi32_ps(sums) }

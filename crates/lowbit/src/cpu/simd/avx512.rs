@@ -362,6 +362,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpwssd_epi32(sums, a, b) }
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_dpbusd_epi32(sums, a, b) }
+    }
+    #[inline(always)]
     fn sums_to_f32(self, sums: __m512i) -> __m512 {
         // SAFETY: see the top of this block.
         unsafe { _mm512_cvtepi32_ps(sums) }

@@ -168,6 +168,8 @@ pub(crate) trait Simd: Bytes + Copy + Send + Sync + 'static {
     fn load_pairs(self, pairs: &[i32]) -> Self::Sums;
     /// Adds to each sum both products of two pairs; the result fits.
     fn dot_pairs(self, sums: Self::Sums, a: Self::Sums, b: Self::Sums) -> Self::Sums;
+    /// Adds to each sum the products of four bytes, of which the first have no sign and are at most 128.
+    fn dot_bytes(self, sums: Self::Sums, a: Self::Bytes, b: Self::Bytes) -> Self::Sums;
     /// The nearest f32.
     fn sums_to_f32(self, sums: Self::Sums) -> Self::F;
     /// The nearest integers as pairs; they fit.

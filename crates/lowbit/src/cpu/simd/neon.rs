@@ -340,6 +340,17 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+        // SAFETY: see the top of this block.
+        unsafe {
+            let (a_low, a_high) = (vmovl_u8(vget_low_u8(a)), vmovl_high_u8(a));
+            let b = vreinterpretq_s8_u8(b);
+            let low = vmulq_s16(vreinterpretq_s16_u16(a_low), vmovl_s8(vget_low_s8(b)));
+            let high = vmulq_s16(vreinterpretq_s16_u16(a_high), vmovl_high_s8(b));
+            vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))
+        }
+    }
+    #[inline(always)]
     fn sums_to_f32(self, sums: int32x4_t) -> float32x4_t {
         // SAFETY: see the top of this block.
         unsafe { vcvtq_f32_s32(sums) }

@@ -220,6 +220,11 @@ impl Simd for Portable {
         std::array::from_fn(|i| sums[i] + low(a[i]) * low(b[i]) + high(a[i]) * high(b[i]))
     }
     #[inline(always)]
+    fn dot_bytes(self, sums: [i32; LANES], a: Self::Bytes, b: Self::Bytes) -> [i32; LANES] {
+        let product = |i: usize| i32::from(a[i]) * i32::from(b[i] as i8);
+        std::array::from_fn(|i| sums[i] + (4 * i..4 * i + 4).map(product).sum::<i32>())
+    }
+    #[inline(always)]
     fn sums_to_f32(self, sums: [i32; LANES]) -> F {
         each(|i| sums[i] as f32)
     }

@@ -12,7 +12,7 @@ pub(super) fn decode(s: Avx512, table: &ByteValues, codes: &[u8]) -> [__m512; 4]
     // read from 64 codes, 16 from each 16.
     unsafe {
         if s.vbmi {
-            return of_planes(&table.planes, _mm512_loadu_si512(codes.as_ptr().cast()));
+            return of_planes(table, _mm512_loadu_si512(codes.as_ptr().cast()));
         }
         let mut out = [_mm512_setzero_ps(); 4];
         for (out, codes) in out.iter_mut().zip(codes.chunks_exact(LANES)) {
@@ -25,39 +25,81 @@ pub(super) fn decode(s: Avx512, table: &ByteValues, codes: &[u8]) -> [__m512; 4]
     }
 }
 
-/// The f32 whose four bytes stand in `planes`, of 64 codes.
+/// The f32 whose four bytes stand in the planes of a table, of 64 codes.
 ///
 /// # Safety
 ///
 /// Only where AVX-512 has VBMI.
 #[inline(always)]
-unsafe fn of_planes(planes: &[[u8; 256]; 4], codes: __m512i) -> [__m512; 4] {
-    // SAFETY: the caller has a processor that does all of this; 64 bytes are read from each quarter.
+unsafe fn of_planes(table: &ByteValues, codes: __m512i) -> [__m512; 4] {
+    let [a, b, c, d] = &table.planes;
+    // SAFETY: the caller has a processor that does all of this.
     unsafe {
         // Where bytes are made words and these f32, each part of a vector takes its own four by four.
         let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
         let codes = _mm512_permutexvar_epi32(order, codes);
         let upper = _mm512_movepi8_mask(codes);
-        let mut bytes = [_mm512_setzero_si512(); 4];
-        for (bytes, plane) in bytes.iter_mut().zip(planes) {
-            let mut quarters = [codes; 4];
-            for (quarter, from) in quarters.iter_mut().zip(plane.chunks_exact(64)) {
-                *quarter = _mm512_loadu_si512(from.as_ptr().cast());
-            }
-            let [first, second, third, fourth] = quarters;
+        let ([c], [d]) = (look_up_256(c, [codes], [upper]), look_up_256(d, [codes], [upper]));
+        let ends = [_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d)];
+        let mut words = [_mm512_setzero_si512(); 2];
+        if !table.are_bf16 {
+            let ([a], [b]) = (look_up_256(a, [codes], [upper]), look_up_256(b, [codes], [upper]));
+            words = [_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)];
+        }
+        [
+            _mm512_castsi512_ps(_mm512_unpacklo_epi16(words[0], ends[0])),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(words[0], ends[0])),
+            _mm512_castsi512_ps(_mm512_unpacklo_epi16(words[1], ends[1])),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(words[1], ends[1])),
+        ]
+    }
+}
+
+/// `table[code]` of some vectors, given where codes are in its upper half.
+///
+/// # Safety
+///
+/// Only where AVX-512 has VBMI.
+#[inline(always)]
+unsafe fn look_up_256<const N: usize>(
+    table: &[u8; 256],
+    codes: [__m512i; N],
+    upper: [u64; N],
+) -> [__m512i; N] {
+    // SAFETY: the caller has a processor that does all of this; 64 bytes are read from each quarter.
+    unsafe {
+        let mut quarters = [_mm512_setzero_si512(); 4];
+        for (quarter, from) in quarters.iter_mut().zip(table.chunks_exact(64)) {
+            *quarter = _mm512_loadu_si512(from.as_ptr().cast());
+        }
+        let [first, second, third, fourth] = quarters;
+        let mut found = codes;
+        for ((found, codes), upper) in found.iter_mut().zip(codes).zip(upper) {
             let low = look_up_128_bytes(codes, first, second);
             let high = look_up_128_bytes(codes, third, fourth);
-            *bytes = _mm512_mask_blend_epi8(upper, low, high);
+            *found = _mm512_mask_blend_epi8(upper, low, high);
         }
-        let [a, b, c, d] = bytes;
-        let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
-        let (low_end, high_end) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
-        [
-            _mm512_castsi512_ps(_mm512_unpacklo_epi16(low, low_end)),
-            _mm512_castsi512_ps(_mm512_unpackhi_epi16(low, low_end)),
-            _mm512_castsi512_ps(_mm512_unpacklo_epi16(high, high_end)),
-            _mm512_castsi512_ps(_mm512_unpackhi_epi16(high, high_end)),
-        ]
+        found
+    }
+}
+
+impl Avx512 {
+    /// See [`Bytes::look_up_codes`](crate::cpu::simd::bytes::Bytes::look_up_codes).
+    #[inline(always)]
+    pub(in crate::cpu::simd) fn look_up_256<const N: usize>(
+        self,
+        table: &[u8; 256],
+        codes: [__m512i; N],
+    ) -> [__m512i; N] {
+        assert!(self.vbmi, "only where bytes are looked up");
+        let mut upper = [0; N];
+        // SAFETY: the processor has VBMI, as was just seen.
+        unsafe {
+            for (upper, codes) in upper.iter_mut().zip(codes) {
+                *upper = _mm512_movepi8_mask(codes);
+            }
+            look_up_256(table, codes, upper)
+        }
     }
 }
 
@@ -133,12 +175,17 @@ mod tests {
     #[test]
     fn every_code_has_its_value() {
         let Some(avx512) = Avx512::detect() else { return };
-        let values = std::array::from_fn(|code| (code as f32 - 77.3) * 1.2345e-3);
-        let table = ByteValues::new(&values);
+        let values: [f32; 256] = std::array::from_fn(|code| (code as f32 - 77.3) * 1.2345e-3);
+        let halves = values.map(|v| f32::from_bits(v.to_bits() & 0xffff_0000));
         let codes: Vec<u8> = (0..1024).map(|i| (i * 167 % 256) as u8).collect();
-        let expected: Vec<f32> = codes.iter().map(|code| values[usize::from(*code)]).collect();
-        for vbmi in [avx512.vbmi, false] {
-            assert_eq!(Avx512 { vbmi, ..avx512 }.run(Decode(&table, &codes)), expected, "{vbmi}");
+        for (values, are_bf16) in [(values, false), (halves, true)] {
+            let table = ByteValues::new(&values);
+            assert_eq!(table.are_bf16, are_bf16);
+            let expected: Vec<f32> = codes.iter().map(|code| values[usize::from(*code)]).collect();
+            for vbmi in [avx512.vbmi, false] {
+                let found = Avx512 { vbmi, ..avx512 }.run(Decode(&table, &codes));
+                assert_eq!(found, expected, "{vbmi}");
+            }
         }
     }
 }

@@ -88,6 +88,16 @@ impl Bytes for Avx2 {
         unsafe { _mm256_add_epi8(a, b) }
     }
     #[inline(always)]
+    fn masked(self, v: __m256i, mask: u8) -> __m256i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_and_si256(v, _mm256_set1_epi8(mask as i8)) }
+    }
+    #[inline(always)]
+    fn shifted_by_four(self, v: __m256i) -> __m256i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm256_srli_epi16::<4>(v) }
+    }
+    #[inline(always)]
     fn add_up(self, [pairs, odds]: [__m256i; 2], v: __m256i) -> [__m256i; 2] {
         // SAFETY: see the top of this block.
         unsafe { [_mm256_add_epi16(pairs, v), _mm256_add_epi16(odds, _mm256_srli_epi16::<8>(v))] }

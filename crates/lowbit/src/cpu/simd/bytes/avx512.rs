@@ -96,6 +96,24 @@ impl Bytes for Avx512 {
         unsafe { _mm512_add_epi8(a, b) }
     }
     #[inline(always)]
+    fn masked(self, v: __m512i, mask: u8) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_and_si512(v, _mm512_set1_epi8(mask as i8)) }
+    }
+    #[inline(always)]
+    fn shifted_by_four(self, v: __m512i) -> __m512i {
+        // SAFETY: see the top of this block.
+        unsafe { _mm512_srli_epi16::<4>(v) }
+    }
+    #[inline(always)]
+    fn look_up_codes<const N: usize>(
+        self,
+        table: &[u8; TABLE],
+        index: [__m512i; N],
+    ) -> [__m512i; N] {
+        self.look_up_256(table, index)
+    }
+    #[inline(always)]
     fn add_up(self, [pairs, odds]: [__m512i; 2], v: __m512i) -> [__m512i; 2] {
         // SAFETY: see the top of this block.
         unsafe { [_mm512_add_epi16(pairs, v), _mm512_add_epi16(odds, _mm512_srli_epi16::<8>(v))] }

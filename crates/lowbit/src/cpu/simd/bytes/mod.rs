@@ -18,6 +18,8 @@ pub(crate) const SQUARE: usize = 16;
 pub(crate) const TABLE: usize = 256;
 /// Bytes of a cache line.
 const LINE: usize = 64;
+/// Bytes of the longest vector.
+const MOST_BYTES: usize = 64;
 /// Entries of half a table.
 pub(crate) const HALF_TABLE: usize = 32;
 /// Trits in the lower digit of a byte of five.
@@ -121,6 +123,29 @@ pub(crate) trait Bytes: Copy {
     /// integers, to the second the odd bytes. Taking the second 256 times from the first, modulo
     /// 65536, leaves the sums of the even bytes.
     fn add_up(self, sums: [Self::Bytes; 2], v: Self::Bytes) -> [Self::Bytes; 2];
+
+    /// `v & mask`.
+    fn masked(self, v: Self::Bytes, mask: u8) -> Self::Bytes;
+    /// `v >> 4`, but for the upper nibble of each byte, which may be anything.
+    fn shifted_by_four(self, v: Self::Bytes) -> Self::Bytes;
+    /// `table[index]` of some vectors, which share the loads of the table.
+    #[inline(always)]
+    fn look_up_codes<const N: usize>(
+        self,
+        table: &[u8; TABLE],
+        index: [Self::Bytes; N],
+    ) -> [Self::Bytes; N] {
+        let mut found = index;
+        for found in &mut found {
+            let mut bytes = [0; MOST_BYTES];
+            self.store_bytes(*found, &mut bytes);
+            for byte in &mut bytes[..16 * Self::PARTS] {
+                *byte = table[usize::from(*byte)];
+            }
+            *found = self.load_bytes(&bytes);
+        }
+        found
+    }
 
     /// Whether [`sum_bytes`](Self::sum_bytes) is more than a loop.
     #[inline(always)]

@@ -83,6 +83,16 @@ impl Bytes for Neon {
         unsafe { vaddq_u8(a, b) }
     }
     #[inline(always)]
+    fn masked(self, v: uint8x16_t, mask: u8) -> uint8x16_t {
+        // SAFETY: see the top of this block.
+        unsafe { vandq_u8(v, vdupq_n_u8(mask)) }
+    }
+    #[inline(always)]
+    fn shifted_by_four(self, v: uint8x16_t) -> uint8x16_t {
+        // SAFETY: see the top of this block.
+        unsafe { vshrq_n_u8::<4>(v) }
+    }
+    #[inline(always)]
     fn add_up(self, [pairs, odds]: [uint8x16_t; 2], v: uint8x16_t) -> [uint8x16_t; 2] {
         // SAFETY: see the top of this block.
         unsafe {

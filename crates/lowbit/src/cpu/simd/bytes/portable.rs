@@ -72,6 +72,14 @@ impl Bytes for Portable {
         each(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
+    fn masked(self, v: V, mask: u8) -> V {
+        each(|i| v[i] & mask)
+    }
+    #[inline(always)]
+    fn shifted_by_four(self, v: V) -> V {
+        each(|i| v[i] >> 4)
+    }
+    #[inline(always)]
     fn add_up(self, [sums, odds]: [V; 2], v: V) -> [V; 2] {
         [pairs(sums, v, |sum, v| sum.wrapping_add(v)), pairs(odds, v, |sum, v| sum + (v >> 8))]
     }

@@ -1,0 +1,262 @@
+//! One row of 16-bit activations and weights of five trits a byte, by products of bytes.
+//!
+//! A weight is `first + step * digit`, where the digit has two bits: tables have those of a code, four and one. A
+//! mask leaves one digit of each of 64 codes, where it stands, and one instruction multiplies these by
+//! activations and adds four by four. Activations are integers of two bytes, which keeps 16 bits of the largest;
+//! sums of integers are exact.
+
+use std::ops::Range;
+
+use super::buffer::Buffer;
+use super::dispatch::Isa;
+use super::groups::Fields;
+use super::integer_tables::{add_means, runs};
+use super::lookup::block_sums;
+use super::simd::{Simd, Task};
+use super::view::{Blocks, Codes, View};
+use crate::unrolled::unrolled;
+
+/// Rows of weights that share a look at the activations.
+const ROWS: usize = 4;
+/// Rows of weights that a thread takes at once.
+pub(crate) const ROWS_OF_THREAD: usize = 256;
+/// Weights of a code.
+const LENGTH: usize = 5;
+/// Bits of a digit.
+const BITS: usize = 2;
+/// Digits of a table.
+const PER_TABLE: usize = 4;
+/// Bytes of an activation.
+const PLANES: usize = 2;
+/// The largest of such integers, so that neither byte is more than it can be.
+const PEAK: i32 = 127 << 8 | 127;
+/// Sums of a plane: digits of upper nibbles are brought to where those of lower ones stand, and added to them.
+const PLACES: usize = PER_TABLE / 2;
+
+/// A row of activations in bytes, and the weight that it is multiplied by.
+pub(crate) struct Dots<'a> {
+    fields: &'a Fields,
+    blocks: &'a Blocks<'a>,
+    bytes: &'a [u8],
+    row_bytes: usize,
+    /// Vectors of a block.
+    run: usize,
+    n: usize,
+    /// `[vectors of a row, LENGTH, PLANES, bytes of a vector]`.
+    x: Buffer<u8>,
+    /// What `first` of all weights of a lane adds: `[blocks, LANES]`.
+    offsets: Vec<f32>,
+    /// What the integers stand for.
+    unit: f32,
+    /// Sums of the activations of each block, for means.
+    sums: Vec<f32>,
+}
+
+/// Brings the activations `x: [K]` to bytes; `None` if the weight has no such digits, or blocks that do not end
+/// with a vector, or an activation is not finite.
+pub(crate) fn prepare<'a>(isa: Isa, view: &'a View<'a>, x: &[f32]) -> Option<Dots<'a>> {
+    let (Codes::Groups(groups), Some(blocks)) = (&view.codes, &view.blocks) else { return None };
+    let (fields, g) = (groups.fields.as_deref()?, &blocks.geometry);
+    let vector = isa.run(Vector);
+    if x.is_empty() || (groups.length, fields.bits) != (LENGTH, BITS) {
+        return None;
+    }
+    let vectors = g.k.div_ceil(LENGTH).div_ceil(vector);
+    let run = if g.block_size >= g.k { vectors } else { g.block_size / LENGTH / vector };
+    if run == 0 || (run < vectors && g.block_size % (LENGTH * vector) != 0) {
+        return None;
+    }
+    let p = Dots {
+        fields,
+        blocks,
+        bytes: view.bytes,
+        row_bytes: g.row_bytes?,
+        run,
+        n: view.n,
+        x: Buffer::new(vectors * LENGTH * PLANES * vector, 0),
+        offsets: vec![0.0; blocks.of_row() * vector / 4],
+        unit: 0.0,
+        sums: block_sums(x, blocks),
+    };
+    isa.run(Fill { p, x })
+}
+
+/// Bytes of a vector.
+struct Vector;
+
+impl Task for Vector {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        16 * S::PARTS
+    }
+}
+
+/// Brings activations to bytes.
+struct Fill<'a, 'x> {
+    p: Dots<'a>,
+    x: &'x [f32],
+}
+
+impl<'a> Task for Fill<'a, '_> {
+    type Output = Option<Dots<'a>>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Option<Dots<'a>> {
+        let Fill { mut p, x } = self;
+        let vector = 16 * S::PARTS;
+        let largest = f32::from_bits(s.max_magnitude_bits(x));
+        let factor = if largest > 0.0 { PEAK as f32 / largest } else { 0.0 };
+        if !largest.is_finite() || !factor.is_finite() {
+            return None;
+        }
+        p.unit = largest / PEAK as f32;
+        let mut integers = vec![0i32; p.x.len() / PLANES];
+        for (integer, x) in integers.iter_mut().zip(x) {
+            *integer = (x * factor).round_ties_even() as i32;
+        }
+        let vectors = integers.chunks_exact(LENGTH * vector);
+        let vectors = vectors.zip(p.x.chunks_exact_mut(LENGTH * PLANES * vector));
+        for (v, (integers, bytes)) in vectors.enumerate() {
+            for (place, bytes) in bytes.chunks_exact_mut(PLANES * vector).enumerate() {
+                let (low, high) = bytes.split_at_mut(vector);
+                let of_place = integers[place..].iter().step_by(LENGTH);
+                for ((low, high), integer) in low.iter_mut().zip(high).zip(of_place) {
+                    *low = *integer as u8;
+                    // The lower byte has a sign, too.
+                    *high = ((integer + 128) >> 8) as u8;
+                }
+            }
+            let offsets = &mut p.offsets[v / p.run * S::LANES..][..S::LANES];
+            for (offset, integers) in offsets.iter_mut().zip(integers.chunks_exact(4 * LENGTH)) {
+                *offset += integers.iter().sum::<i32>() as f32 * p.fields.first;
+            }
+        }
+        Some(p)
+    }
+}
+
+/// Rows `first..` of `y = w x`: `y: [rows]`.
+pub(crate) struct DotRows<'a> {
+    pub p: &'a Dots<'a>,
+    pub first: usize,
+    pub y: &'a mut [f32],
+}
+
+impl Task for DotRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let DotRows { p, first, y } = self;
+        let vector = 16 * S::PARTS;
+        let len = p.row_bytes.next_multiple_of(vector);
+        let scales = p.blocks.scales_of::<S, ROWS>(s, first, y.len());
+        let mut ends = Vec::new();
+        let groups = y.chunks_mut(ROWS).zip(scales.chunks_exact(p.blocks.of_row())).enumerate();
+        for (group, (y, scales)) in groups {
+            let first = first + group * ROWS;
+            let rows = (first..first + ROWS).map(|row| row.min(p.n - 1) * p.row_bytes);
+            let codes: [&[u8]; ROWS] = runs(p.bytes, rows, len, &mut ends);
+            let mut totals = [s.splat(0.0); ROWS];
+            for (block, scales) in scales.iter().enumerate() {
+                let from = block * p.run;
+                let vectors = from..(from + p.run).min(len / vector);
+                let sums = sum(s, p, codes, vectors);
+                let offset = s.load(&p.offsets[block * S::LANES..]);
+                unrolled!(row of ROWS in 0, 1, 2, 3 => {
+                    totals[row] = s.fma(s.add(sums[row], offset), s.splat(scales[row]), totals[row]);
+                });
+            }
+            for (y, total) in y.iter_mut().zip(totals) {
+                *y = s.sum(total) * p.unit;
+            }
+        }
+        add_means(s, p.blocks, first, &p.sums, 1, y);
+    }
+}
+
+/// What digits times `step` of some vectors of rows of codes add up to, by lanes.
+#[inline(always)]
+fn sum<S: Simd>(s: S, p: &Dots<'_>, rows: [&[u8]; ROWS], vectors: Range<usize>) -> [S::F; ROWS] {
+    let vector = 16 * S::PARTS;
+    let mut sums = [[[s.no_sums(); PLANES]; PLACES]; ROWS];
+    let x = p.x[vectors.start * LENGTH * PLANES * vector..].chunks_exact(LENGTH * PLANES * vector);
+    let rows = rows.map(|row| &row[..vectors.end * vector]);
+    let [first, second] = &p.fields.tables[..] else { return [s.splat(0.0); ROWS] };
+    for (v, x) in vectors.zip(x) {
+        let mut codes = [s.zeros(); ROWS];
+        unrolled!(row of ROWS in 0, 1, 2, 3 => {
+            // Of the rows that come next.
+            s.prefetch(&rows[row][v * vector..], ROWS * p.row_bytes);
+            codes[row] = s.load_bytes(&rows[row][v * vector..]);
+        });
+        let mut found = s.look_up_codes(&first.0, codes);
+        unrolled!(i of LENGTH in 0, 1, 2, 3, 4 => {
+            if i == PLACES {
+                found = found.map(|found| s.shifted_by_four(found));
+            } else if i == PER_TABLE {
+                found = s.look_up_codes(&second.0, codes);
+            }
+            let place = i % PLACES;
+            let digits = found.map(|found| s.masked(found, 3 << (BITS * place)));
+            unrolled!(plane of PLANES in 0, 1 => {
+                let x = s.load_bytes(&x[(i * PLANES + plane) * vector..]);
+                unrolled!(row of ROWS in 0, 1, 2, 3 => {
+                    sums[row][place][plane] = s.dot_bytes(sums[row][place][plane], digits[row], x);
+                });
+            });
+        });
+    }
+    // Digits of the second place count four times what they are.
+    let mut totals = [s.splat(0.0); ROWS];
+    unrolled!(row of ROWS in 0, 1, 2, 3 => {
+        unrolled!(plane of PLANES in 0, 1 => {
+            let weight = if plane == 0 { p.fields.step } else { 256.0 * p.fields.step };
+            let [first, second] = sums[row];
+            let (first, second) = (s.sums_to_f32(first[plane]), s.sums_to_f32(second[plane]));
+            let sum = s.fma(second, s.splat(0.25), first);
+            totals[row] = s.fma(sum, s.splat(weight), totals[row]);
+        });
+    });
+    totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::Rng;
+    use crate::cpu::reference;
+    use crate::{Cpu, Weight, formats};
+
+    /// On machines that have no such instructions as well: then they are loops.
+    #[test]
+    fn agree_with_the_specification() {
+        let mut rng = Rng(3);
+        let t158 = formats::by_name("t158").unwrap();
+        for (n, k, block_size) in
+            [(530, 700, None), (6, 960, Some(320)), (3, 33, None), (9, 1600, Some(160))]
+        {
+            let numbers: Vec<f32> = (0..n * k).map(|_| rng.normal()).collect();
+            // One of them is far larger than the others.
+            let x: Vec<f32> =
+                (0..k).map(|i| rng.normal() * if i == 7 { 30.0 } else { 1.0 }).collect();
+            let q = Cpu::best().quantize(t158, &numbers, &[n, k], block_size).unwrap();
+            let expected = reference::linear(&q, &x, None);
+            let weight = Weight::Quantized(q);
+            let view = View::of(&weight);
+            for isa in Isa::available() {
+                let Some(p) = prepare(isa, &view, &x) else {
+                    // Blocks of 32 bytes do not end with longer vectors.
+                    assert!(block_size == Some(160) && isa.run(Vector) > 32, "{isa:?}");
+                    continue;
+                };
+                let mut y = vec![0.0; n];
+                isa.run(DotRows { p: &p, first: 0, y: &mut y });
+                for (y, expected) in y.iter().zip(&expected) {
+                    let error = (f64::from(*y) - expected).abs();
+                    assert!(error < 1e-4 * (k as f64).sqrt() * 30.0, "{isa:?} {k}: {error}");
+                }
+            }
+            assert!(prepare(Isa::best(), &view, &vec![f32::NAN; k]).is_none());
+        }
+    }
+}
