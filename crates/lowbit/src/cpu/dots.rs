@@ -28,8 +28,6 @@ const BITS: usize = 2;
 const PER_TABLE: usize = 4;
 /// Bytes of an activation.
 const PLANES: usize = 2;
-/// The largest of such integers, so that neither byte is more than it can be.
-const PEAK: i32 = 127 << 8 | 127;
 /// Sums of a plane: digits of upper nibbles are brought to where those of lower ones stand, and added to them.
 const PLACES: usize = PER_TABLE / 2;
 
@@ -82,7 +80,7 @@ pub(crate) fn prepare<'a>(isa: Isa, view: &'a View<'a>, x: &[f32]) -> Option<Dot
 }
 
 /// Bytes of a vector.
-struct Vector;
+pub(super) struct Vector;
 
 impl Task for Vector {
     type Output = usize;
@@ -90,6 +88,56 @@ impl Task for Vector {
     fn run<S: Simd>(self, _: S) -> usize {
         16 * S::PARTS
     }
+}
+
+/// Activations as integers of so many bytes.
+pub(super) struct Integers {
+    pub numbers: Vec<i32>,
+    /// What 1 stands for.
+    pub unit: f32,
+}
+
+impl Integers {
+    /// Makes them, of up to three bytes; `None` if a number is not finite, or all are too small for it.
+    pub fn of(x: &[f32], bytes: usize) -> impl Task<Output = Option<Integers>> {
+        ToIntegers { x, bytes }
+    }
+}
+
+struct ToIntegers<'x> {
+    x: &'x [f32],
+    bytes: usize,
+}
+
+impl Task for ToIntegers<'_> {
+    type Output = Option<Integers>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Option<Integers> {
+        let ToIntegers { x, bytes } = self;
+        // The last byte has no room for more, the others have some for what rounding adds to that.
+        let peak = (127u32 << (8 * (bytes - 1))) as f32;
+        let largest = f32::from_bits(s.max_magnitude_bits(x));
+        let factor = if largest > 0.0 { peak / largest } else { 0.0 };
+        if !largest.is_finite() || !factor.is_finite() {
+            return None;
+        }
+        let mut numbers = vec![0; x.len()];
+        for (number, x) in numbers.iter_mut().zip(x) {
+            *number = (x * factor).round_ties_even() as i32;
+        }
+        Some(Integers { numbers, unit: largest / peak })
+    }
+}
+
+/// The bytes of such an integer, all with a sign, the lowest first.
+#[inline(always)]
+pub(super) fn bytes_of(integer: i32, bytes: usize) -> impl Iterator<Item = u8> {
+    let mut rest = integer;
+    (0..bytes).map(move |_| {
+        let low = rest as i8;
+        rest = (rest - i32::from(low)) >> 8;
+        low as u8
+    })
 }
 
 /// Brings activations to bytes.
@@ -104,16 +152,9 @@ impl<'a> Task for Fill<'a, '_> {
     fn run<S: Simd>(self, s: S) -> Option<Dots<'a>> {
         let Fill { mut p, x } = self;
         let vector = 16 * S::PARTS;
-        let largest = f32::from_bits(s.max_magnitude_bits(x));
-        let factor = if largest > 0.0 { PEAK as f32 / largest } else { 0.0 };
-        if !largest.is_finite() || !factor.is_finite() {
-            return None;
-        }
-        p.unit = largest / PEAK as f32;
-        let mut integers = vec![0i32; p.x.len() / PLANES];
-        for (integer, x) in integers.iter_mut().zip(x) {
-            *integer = (x * factor).round_ties_even() as i32;
-        }
+        let Integers { numbers: mut integers, unit } = ToIntegers { x, bytes: PLANES }.run(s)?;
+        integers.resize(p.x.len() / PLANES, 0);
+        p.unit = unit;
         let vectors = integers.chunks_exact(LENGTH * vector);
         let vectors = vectors.zip(p.x.chunks_exact_mut(LENGTH * PLANES * vector));
         for (v, (integers, bytes)) in vectors.enumerate() {
@@ -121,9 +162,9 @@ impl<'a> Task for Fill<'a, '_> {
                 let (low, high) = bytes.split_at_mut(vector);
                 let of_place = integers[place..].iter().step_by(LENGTH);
                 for ((low, high), integer) in low.iter_mut().zip(high).zip(of_place) {
-                    *low = *integer as u8;
-                    // The lower byte has a sign, too.
-                    *high = ((integer + 128) >> 8) as u8;
+                    let mut bytes = bytes_of(*integer, PLANES);
+                    *low = bytes.next().unwrap_or(0);
+                    *high = bytes.next().unwrap_or(0);
                 }
             }
             let offsets = &mut p.offsets[v / p.run * S::LANES..][..S::LANES];
@@ -226,6 +267,23 @@ mod tests {
     use crate::conformance::Rng;
     use crate::cpu::reference;
     use crate::{Cpu, Weight, formats};
+
+    /// The largest numbers, too, of which one is rounded up.
+    #[test]
+    fn bytes_of_integers_are_their_digits() {
+        for bytes in [2, 3] {
+            for largest in (1..2000).map(|i| i as f32 * 1.2345e-3) {
+                let x = [largest, -largest, 0.3 * largest, 0.0];
+                let Integers { numbers, unit } = Isa::best().run(Integers::of(&x, bytes)).unwrap();
+                for (x, number) in x.iter().zip(numbers) {
+                    let digits = bytes_of(number, bytes).enumerate();
+                    let sum: i32 = digits.map(|(i, byte)| i32::from(byte as i8) << (8 * i)).sum();
+                    assert_eq!(sum, number, "{largest} {bytes}");
+                    assert!((number as f32 * unit - x).abs() <= unit, "{largest} {bytes}");
+                }
+            }
+        }
+    }
 
     /// On machines that have no such instructions as well: then they are loops.
     #[test]

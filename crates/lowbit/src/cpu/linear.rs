@@ -16,6 +16,7 @@ use super::planes::{self, LookUp};
 use super::scales;
 use super::simd::matrix::FEW_ROWS;
 use super::simd::{Simd, Task};
+use super::stacked;
 use super::tile;
 use super::to_f32;
 use super::view::View;
@@ -131,6 +132,10 @@ fn multiply<T: Element>(
         pool.rows(&mut yt, m, dots::ROWS_OF_THREAD, |first, y| {
             isa.run(DotRows { p: &p, first, y })
         });
+        return finish(isa, &yt, bias, y, n, pool);
+    }
+    if let Some(p) = stacked::prepare(isa, view, x, split) {
+        stacked::multiply(isa, &p, &mut yt, pool);
         return finish(isa, &yt, bias, y, n, pool);
     }
     // Digits that fit the smaller tables are looked up in those: more of them at a time, if twice as many.
@@ -342,7 +347,7 @@ impl Pool {
     }
 
     /// `f(first row, y)` for blocks of `rows` rows of `yt: [N, M]`.
-    fn rows(
+    pub fn rows(
         &self,
         yt: &mut [f32],
         m: usize,

@@ -33,6 +33,7 @@ mod quantize;
 pub mod reference;
 mod scales;
 pub(crate) mod simd;
+mod stacked;
 mod tile;
 mod transposed;
 mod view;
