@@ -158,13 +158,11 @@ impl<'a> Task for Fill<'a, '_> {
         let vectors = integers.chunks_exact(LENGTH * vector);
         let vectors = vectors.zip(p.x.chunks_exact_mut(LENGTH * PLANES * vector));
         for (v, (integers, bytes)) in vectors.enumerate() {
-            for (place, bytes) in bytes.chunks_exact_mut(PLANES * vector).enumerate() {
-                let (low, high) = bytes.split_at_mut(vector);
-                let of_place = integers[place..].iter().step_by(LENGTH);
-                for ((low, high), integer) in low.iter_mut().zip(high).zip(of_place) {
-                    let mut bytes = bytes_of(*integer, PLANES);
-                    *low = bytes.next().unwrap_or(0);
-                    *high = bytes.next().unwrap_or(0);
+            for (i, of_code) in integers.chunks_exact(LENGTH).enumerate() {
+                for (place, integer) in of_code.iter().enumerate() {
+                    for (plane, byte) in bytes_of(*integer, PLANES).enumerate() {
+                        bytes[(place * PLANES + plane) * vector + i] = byte;
+                    }
                 }
             }
             let offsets = &mut p.offsets[v / p.run * S::LANES..][..S::LANES];

@@ -103,8 +103,7 @@ pub(crate) struct Fields {
     pub step: f32,
     /// Bits of a digit.
     pub bits: usize,
-    /// What has the digits of each code, the first in the lowest bits; where there is no table, the code
-    /// itself.
+    /// What have the digits of each code, the first in the lowest bits.
     pub tables: Vec<Table>,
 }
 
@@ -134,11 +133,6 @@ impl Fields {
                 let digit = all.partition_point(|other| other < value);
                 tables[place / per_table].0[code] |= (digit << (place % per_table * bits)) as u8;
             }
-        }
-        if let [Table(table)] = &tables[..]
-            && table.iter().enumerate().all(|(code, digits)| code == usize::from(*digits))
-        {
-            tables.clear();
         }
         Some(Fields { first, step, bits, tables })
     }

@@ -119,11 +119,6 @@ fn multiply<T: Element>(
         return finish(isa, &yt, bias, y, n, pool);
     }
     let x = &*to_f32(x);
-    let sixteen = if isa.run(Uses16 { m, split }) {
-        gemm16::prepare(isa, view, x, m, split, pool)
-    } else {
-        None
-    };
     if m == 1
         && !split
         && isa.run(LooksUp)
@@ -138,6 +133,11 @@ fn multiply<T: Element>(
         stacked::multiply(isa, &p, &mut yt, pool);
         return finish(isa, &yt, bias, y, n, pool);
     }
+    let sixteen = if isa.run(Uses16 { m, split }) {
+        gemm16::prepare(isa, view, x, m, split, pool)
+    } else {
+        None
+    };
     // Digits that fit the smaller tables are looked up in those: more of them at a time, if twice as many.
     let planes = planes::prepare(isa, view, x, m, split, pool);
     let of_bytes = if planes.is_none() && isa.run(LooksUp) {
