@@ -76,10 +76,7 @@ fn quantize_and_dequantize_are_exact() {
 #[test]
 fn optimizers_take_the_steps_of_the_reference() {
     let arguments = ["bench", "optimizer", "--optimizer", "adam,lion", "--bits", "8,32"];
-    let all = records_of(
-        "cpu",
-        &[&arguments[..], &["--numbers", "5000", "--dtype", "f32,bf16"]].concat(),
-    );
+    let all = records(&[&arguments[..], &["--numbers", "5000", "--dtype", "f32,bf16"]].concat());
     assert_eq!(all.len(), 8);
     assert_eq!((&all[0]["op"], &all[0]["format"]), (&"optimizer".into(), &"adam 8-bit".into()));
     assert!(all.iter().all(|r| r["max_error"] == 0.0));
@@ -107,6 +104,10 @@ fn a_gpu_is_measured_and_checked() {
     let Some(gpu) = gpu() else { return };
     let arguments = ["bench", "linear", "--shape", "96x160", "--rows", "1,40"];
     assert_eq!(records_on(&gpu, &arguments).len(), 2);
+    let arguments = ["bench", "optimizer", "--optimizer", "adam,momentum", "--bits", "8,32"];
+    let all = records_on(&gpu, &[&arguments[..], &["--numbers", "5003"]].concat());
+    assert_eq!(all.len(), 4);
+    assert!(all.iter().all(|r| r["device"] == "gpu" && r["max_error"] == 0.0));
     let arguments = ["bench", "model", "models/tinybard-nf4dq", "--prompt-tokens", "8"];
     let all = records_on(&gpu, &[&arguments[..], &["--new-tokens", "3"]].concat());
     assert!(all.iter().all(|r| r["max_error"].as_f64() > Some(0.0)));

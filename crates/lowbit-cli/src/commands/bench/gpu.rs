@@ -1,7 +1,9 @@
 //! The same cases on a GPU: timed by its own clock, many calls in one submission, on weights that no
 //! cache holds.
 
+use lowbit::optim::{self, Settings};
 use lowbit::{Element, Format, QTensor, Weight};
+use lowbit_gpu::optim::{Optimizer, Parameter, State};
 use lowbit_gpu::{
     Buffer, Gpu, GpuWeight, Quantizer, Queue, Schedule, dequantize, linear, linear_scheduled,
 };
@@ -131,6 +133,41 @@ impl Place {
         let times = self.time(seconds, weights.len(), w.len(), codes)?;
         let q = codes(0)?.read(gpu, &[])?;
         Ok((times, q))
+    }
+
+    /// A step from a state, and what it leads to.
+    pub fn optimizer_step<T: Element>(
+        &self,
+        settings: &Settings,
+        state: &optim::State,
+        p: &[T],
+        g: &[T],
+    ) -> Result<(Vec<T>, optim::State)> {
+        let gpu = &self.gpu;
+        let (len, dtype) = (p.len(), T::DTYPE);
+        let (p, g) = (gpu.upload(bytemuck::cast_slice(p))?, gpu.upload(bytemuck::cast_slice(g))?);
+        let mut state = State::upload(gpu, state)?;
+        let parameter = Parameter { dtype, len, p: &p, g: &g };
+        Optimizer::new(gpu, state.rule())?.step(gpu, settings, &parameter, &mut state)?;
+        Ok((self.read(&p, len)?, state.read(gpu)?))
+    }
+
+    /// Steps from a state on, of a parameter that no cache holds.
+    pub fn optimizer_steps<T: Element>(
+        &self,
+        settings: &Settings,
+        state: &optim::State,
+        p: &[T],
+        g: &[T],
+        seconds: f32,
+    ) -> Result<Times> {
+        let gpu = &self.gpu;
+        let (len, dtype) = (p.len(), T::DTYPE);
+        let (p, g) = (gpu.upload(bytemuck::cast_slice(p))?, gpu.upload(bytemuck::cast_slice(g))?);
+        let mut state = State::upload(gpu, state)?;
+        let optimizer = Optimizer::new(gpu, state.rule())?;
+        let parameter = Parameter { dtype, len, p: &p, g: &g };
+        self.time(seconds, 1, 0, |_| optimizer.step(gpu, settings, &parameter, &mut state))
     }
 
     fn read<T: Element>(&self, buffer: &Buffer, len: usize) -> Result<Vec<T>> {

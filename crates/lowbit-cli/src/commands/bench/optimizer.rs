@@ -6,12 +6,12 @@ use half::{bf16, f16};
 use lowbit::optim::{BLOCK_SIZE, Owned, Rule, Settings, State, reference};
 use lowbit::{Cpu, DType, Element};
 
-use super::limits::Limits;
 use super::measure::{Times, gaussian};
 use super::on::On;
 use super::record::{Measured, Record, Report};
 use super::{Effort, warn_of_debug_build};
 use crate::args::{self, Threads};
+use crate::device::DeviceArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::Progress;
 use crate::{machine, ui};
@@ -22,10 +22,11 @@ use crate::{machine, ui};
 Examples:
   lowbit bench optimizer
   lowbit bench optimizer --optimizer adam,lion --bits 8,32 --dtype bf16 --json
+  lowbit bench optimizer --device gpu --bits 8,32
 
 The step reads parameter, gradient and moments and writes parameter and moments, once each: gb_s and \
 floor_ms count these bytes. max_error is the share of numbers in which some steps differ from the \
-reference: none may.")]
+reference, on a GPU by more than its divisions and roots are off: none may.")]
 pub struct Args {
     /// Optimizers, each measured
     #[arg(long, value_name = "NAME", default_value = "adam", value_delimiter = ',',
@@ -42,6 +43,8 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_delimiter = ',',
           value_parser = args::dtype())]
     dtype: Vec<DType>,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -64,17 +67,19 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
             }
         }
     }
+    let chosen = args.device.choose()?;
     let mut report = Report::new(args.effort.json, out);
     warn_of_debug_build()?;
     let progress = Progress::new("measuring");
     progress.update(0, cases.len() as u64, "the limits of this machine");
-    let limits = Limits::measure();
+    // A step waits for the one before it, wherever.
+    let on = On::new(chosen, true)?;
     for (done, case) in cases.iter().enumerate() {
         progress.update(done as u64, cases.len() as u64, &case.name());
         let measured = match case.dtype {
-            DType::F32 => case.measure::<f32>(&limits, args.effort.seconds)?,
-            DType::F16 => case.measure::<f16>(&limits, args.effort.seconds)?,
-            DType::BF16 => case.measure::<bf16>(&limits, args.effort.seconds)?,
+            DType::F32 => case.measure::<f32>(&on, args.effort.seconds)?,
+            DType::F16 => case.measure::<f16>(&on, args.effort.seconds)?,
+            DType::BF16 => case.measure::<bf16>(&on, args.effort.seconds)?,
         };
         let differ = measured.record.max_error;
         report.add(measured)?;
@@ -87,7 +92,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result {
         }
     }
     drop(progress);
-    report.finish(&On::Cpu(limits), None)
+    report.finish(&on, None)
 }
 
 struct Case {
@@ -127,15 +132,18 @@ impl Case {
         )))
     }
 
-    fn measure<T: Element>(&self, limits: &Limits, seconds: f32) -> Result<Measured> {
+    fn measure<T: Element>(&self, on: &On, seconds: f32) -> Result<Measured> {
         let settings = Settings { weight_decay: 0.01, ..Settings::of(self.rule) };
-        let max_error = self.compare::<T>(&settings)?;
+        let max_error = self.compare::<T>(on, &settings)?;
         let mut p: Vec<T> = gaussian(self.numbers, 0.02, 1)?;
         let g: Vec<T> = gaussian(self.numbers, 1e-3, 2)?;
         let mut state = self.state(self.numbers);
-        let times = Times::take(limits, seconds, 1, |_| {
-            Ok(Cpu::best().optimizer_step(&settings, &mut state, &mut p, &g)?)
-        })?;
+        let times = match on {
+            On::Cpu(limits) => Times::take(limits, seconds, 1, |_| {
+                Ok(Cpu::best().optimizer_step(&settings, &mut state, &mut p, &g)?)
+            })?,
+            On::Gpu(place) => place.optimizer_steps(&settings, &state, &p, &g, seconds)?,
+        };
         // All but the gradient is read and written.
         let bytes = 2.0 * self.bytes() as f64 - size_of_val(&g[..]) as f64;
         let record = Record {
@@ -144,9 +152,9 @@ impl Case {
             shape: Some([1, self.numbers]),
             rows: None,
             dtype: self.dtype.name(),
-            device: "cpu",
-            isa: Cpu::best().isa().name().to_owned(),
-            threads: rayon::current_num_threads(),
+            device: on.device(),
+            isa: on.name(),
+            threads: on.threads(),
             ms_min: 1e3 * times.min(),
             ms_median: 1e3 * times.median(),
             gb_s: 1e-9 * bytes / times.median(),
@@ -161,32 +169,86 @@ impl Case {
         Ok(Measured { record, bandwidth: times.bandwidth })
     }
 
-    /// The share of numbers that differ from the reference after some steps.
-    fn compare<T: Element>(&self, settings: &Settings) -> Result<f64> {
+    /// The share of numbers that differ from the reference after some steps, each of which begins where the
+    /// reference's does.
+    fn compare<T: Element>(&self, on: &On, settings: &Settings) -> Result<f64> {
         let len = CHECKED.min(self.numbers);
-        let mut fast: Vec<T> = gaussian(len, 0.02, 1)?;
-        let mut slow = fast.clone();
-        let (mut state, mut expected) = (self.state(len), self.state(len));
+        let mut p: Vec<T> = gaussian(len, 0.02, 1)?;
+        let mut state = self.state(len);
+        let mut wrong = 0;
         for step in 1..=CHECKED_STEPS {
             let g: Vec<T> = gaussian(len, 1e-3, step)?;
-            Cpu::best().optimizer_step(settings, &mut state, &mut fast, &g)?;
-            let moments = &mut expected.moments();
-            reference::update(self.rule, settings, step, &mut slow, &g, moments)?;
+            let (mut fast, mut fast_state) = (p.clone(), state.clone());
+            let slack = match on {
+                On::Cpu(_) => {
+                    let cpu = Cpu::best();
+                    cpu.optimizer_step(settings, &mut fast_state, &mut fast, &g)?;
+                    Slack::NONE
+                }
+                On::Gpu(place) => {
+                    (fast, fast_state) = place.optimizer_step(settings, &fast_state, &p, &g)?;
+                    Slack::of::<T>(settings)
+                }
+            };
+            let before = p.clone();
+            reference::update(self.rule, settings, step, &mut p, &g, &mut state.moments())?;
+            state = State::from_parts(self.rule, step, state.parts().to_vec())?;
+            let parameters = fast.iter().zip(&p).zip(&before);
+            wrong +=
+                parameters.filter(|((a, b), before)| !slack.is_near(**a, **b, **before)).count();
+            let moments = fast_state.parts().iter().zip(state.parts());
+            wrong += moments.map(|(a, b)| slack.differ(a, b)).sum::<usize>();
         }
-        let wrong = fast.iter().zip(&slow).filter(|(a, b)| a.to_f32() != b.to_f32()).count()
-            + state.parts().iter().zip(expected.parts()).map(|(a, b)| differ(a, b)).sum::<usize>();
-        Ok(wrong as f64 / (len * (1 + self.rule.moments().len())) as f64)
+        let numbers = len * (1 + self.rule.moments().len()) * CHECKED_STEPS as usize;
+        Ok(wrong as f64 / numbers as f64)
     }
 }
 
-/// How many numbers of two moments differ.
-fn differ(a: &Owned, b: &Owned) -> usize {
-    let numbers = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a != b).count();
-    match (a, b) {
-        (Owned::F32(a), Owned::F32(b)) => numbers(a, b),
-        (Owned::Bits8 { codes: a, absmax: x }, Owned::Bits8 { codes: b, absmax: y }) => {
-            a.iter().zip(b).filter(|(a, b)| a != b).count() + numbers(x, y)
+/// How far a step may be off.
+struct Slack {
+    /// Of a parameter: of itself, and of what a step may move it by.
+    parameter: [f32; 2],
+    /// Of a moment in f32, and of an absmax.
+    moment: f32,
+    /// Of a code, in ranks.
+    code: u8,
+}
+
+impl Slack {
+    const NONE: Slack = Slack { parameter: [0.0; 2], moment: 0.0, code: 0 };
+
+    /// Divisions and roots of a GPU are some units in the last place off, so numbers may be rounded the other
+    /// way, and codes lie beside what they should be.
+    fn of<T: Element>(settings: &Settings) -> Self {
+        let eps = match T::DTYPE {
+            DType::F32 => 4e-7,
+            DType::F16 => f16::EPSILON.to_f32(),
+            DType::BF16 => bf16::EPSILON.to_f32(),
+        };
+        Slack { parameter: [eps, 1e-5 * settings.lr as f32], moment: 4e-6, code: 1 }
+    }
+
+    /// Whether a parameter is no further off, given what it was before.
+    fn is_near<T: Element>(&self, a: T, b: T, before: T) -> bool {
+        let (a, b, before) = (a.to_f32(), b.to_f32(), before.to_f32());
+        let moved = if self.code == 0 { 0.0 } else { 1e-5 * (b - before).abs() };
+        (a - b).abs() <= self.parameter[0] * b.abs() + self.parameter[1] + moved
+    }
+
+    /// How many numbers of two moments are further off.
+    fn differ(&self, a: &Owned, b: &Owned) -> usize {
+        let numbers = |a: &[f32], b: &[f32]| {
+            let largest = b.iter().fold(0.0f32, |most, v| v.abs().max(most));
+            let most = |b: f32| self.moment * (b.abs() + 0.05 * largest);
+            // Counted this way around, as NaN is near nothing.
+            b.len() - a.iter().zip(b).filter(|(a, b)| (*a - *b).abs() <= most(**b)).count()
+        };
+        match (a, b) {
+            (Owned::F32(a), Owned::F32(b)) => numbers(a, b),
+            (Owned::Bits8 { codes: a, absmax: x }, Owned::Bits8 { codes: b, absmax: y }) => {
+                a.iter().zip(b).filter(|(a, b)| a.abs_diff(**b) > self.code).count() + numbers(x, y)
+            }
+            _ => usize::MAX,
         }
-        _ => usize::MAX,
     }
 }
