@@ -97,16 +97,10 @@ pub(super) struct Integers {
     pub unit: f32,
 }
 
-impl Integers {
-    /// Makes them, of up to three bytes; `None` if a number is not finite, or all are too small for it.
-    pub fn of(x: &[f32], bytes: usize) -> impl Task<Output = Option<Integers>> {
-        ToIntegers { x, bytes }
-    }
-}
-
-struct ToIntegers<'x> {
-    x: &'x [f32],
-    bytes: usize,
+/// Makes them, of up to three bytes; `None` if a number is not finite, or all are too small for it.
+pub(super) struct ToIntegers<'x> {
+    pub x: &'x [f32],
+    pub bytes: usize,
 }
 
 impl Task for ToIntegers<'_> {
@@ -272,7 +266,8 @@ mod tests {
         for bytes in [2, 3] {
             for largest in (1..2000).map(|i| i as f32 * 1.2345e-3) {
                 let x = [largest, -largest, 0.3 * largest, 0.0];
-                let Integers { numbers, unit } = Isa::best().run(Integers::of(&x, bytes)).unwrap();
+                let Integers { numbers, unit } =
+                    Isa::best().run(ToIntegers { x: &x, bytes }).unwrap();
                 for (x, number) in x.iter().zip(numbers) {
                     let digits = bytes_of(number, bytes).enumerate();
                     let sum: i32 = digits.map(|(i, byte)| i32::from(byte as i8) << (8 * i)).sum();

@@ -7,7 +7,7 @@
 
 use super::buffer::Buffer;
 use super::dispatch::Isa;
-use super::dots::{Integers, Vector, bytes_of};
+use super::dots::{Integers, ToIntegers, Vector, bytes_of};
 use super::gemv::AHEAD;
 use super::integer_tables::runs;
 use super::linear::Pool;
@@ -81,7 +81,7 @@ impl<'a> Stacked<'a> {
             return None;
         }
         let planes = if exact { 3 } else { 2 };
-        let Integers { numbers, unit } = isa.run(Integers::of(x, planes))?;
+        let Integers { numbers, unit } = isa.run(ToIntegers { x, bytes: planes })?;
         let vector = isa.run(Vector);
         let mut bytes = Buffer::new(x.len().div_ceil(vector) * planes * vector, 0);
         for (numbers, bytes) in numbers.chunks(vector).zip(bytes.chunks_exact_mut(planes * vector))
