@@ -346,34 +346,46 @@ fn has_matrices(f32: bool, limits: &Limits) -> bool {
     limits.subgroup == (32, 32) && limits.f16 && !f32 && limits.matrix.is_some()
 }
 
-/// Tiles that keep a large GPU at work.
-const ENOUGH: usize = 192;
+/// Tiles that give each core of a large GPU one.
+const ENOUGH: usize = 128;
 
 /// The kernel on matrix hardware, from as many rows of activations on as it is faster.
 fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
     let side = limits.matrix?;
     let vectors = limits.vector_tiles;
     let tiles = |rows, cols| m.div_ceil(rows) * n.div_ceil(cols);
+    // What takes few instructions to decode; for other codes more groups share them.
+    let light = kind.has_nibble_vectors() || kind.bits() == 8;
     // Rows of both in a tile, subgroups across, threads and slices, terms of a step, steps ahead.
     let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
     let best = match m {
         _ if !vectors && m > MOST_ROWS => small,
         _ if !vectors || m <= 4 => return None,
         // Of bits, subgroups take more instructions than tiles.
-        ..=8 if kind.has_nibble_vectors() || !kind.words() || kind.bits() == 8 => return None,
+        ..=8 if light || !kind.words() => return None,
         // Subgroups share the terms, as there are few results.
         ..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        17..=32 if light && tiles(32, 32) >= ENOUGH => {
+            ([32, 32], 1, [128, 2], 128, 1, Schedule::Whole)
+        }
         17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
+        33..=64 if light && tiles(64, 32) >= ENOUGH => {
+            ([64, 32], 1, [128, 2], 128, 1, Schedule::Whole)
+        }
         33..=64 => ([64, 16], 1, [128, 4], 64, 6, Schedule::Whole),
-        65..=511 if tiles(128, 64) >= ENOUGH => ([128, 64], 2, [128, 1], 64, 3, Schedule::Whole),
-        65..=511 if tiles(128, 32) >= ENOUGH => ([128, 32], 1, [128, 1], 64, 3, Schedule::Whole),
-        65..=511 => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
-        _ if 3 * tiles(256, 128) < 2 * ENOUGH => ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole),
-        _ => ([256, 128], 2, [512, 1], 64, 2, Schedule::Whole),
+        // Long steps where a core has one group, two groups a core where there are enough.
+        _ if m > 128 && tiles(256, 64) >= ENOUGH => {
+            ([256, 64], 1, [256, 1], 128, 1, Schedule::Whole)
+        }
+        _ if tiles(128, 64) > ENOUGH => ([128, 64], 1, [128, 1], 64, 3, Schedule::Whole),
+        _ if 3 * tiles(128, 64) >= 2 * ENOUGH => ([128, 64], 1, [128, 1], 128, 1, Schedule::Whole),
+        _ if light => ([128, 32], 1, [128, 1], 128, 1, Schedule::Stream(264)),
+        _ => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
     };
-    // A large codebook leaves less room.
-    let medium = ([256, 64], 1, [256, 1], 64, 3, Schedule::Whole);
-    [best, if m > MOST_ROWS { medium } else { small }, small]
+    // Shorter steps, where a codebook leaves less room or rows are no whole number of them.
+    let (cut, across, group, .., schedule) = best;
+    let shallow = (cut, across, group, 64, 3, schedule);
+    [best, shallow, small]
         .map(|([m, n], across, [group, slices], depth, ahead, schedule)| {
             let (cut, replicas) = (schedule != Schedule::Whole, 1);
             let tiles =
@@ -389,18 +401,21 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
 type Cut = ([u32; 2], u32, [u32; 2], u32, u32);
 
 /// Tiles worth a try.
-const TILES: [Cut; 11] = [
+const TILES: [Cut; 14] = [
     ([16, 16], 1, [128, 4], 64, 6),
     ([16, 32], 2, [256, 4], 64, 4),
     ([32, 16], 1, [128, 4], 64, 6),
+    ([32, 32], 1, [128, 2], 128, 1),
     ([64, 16], 1, [128, 4], 64, 6),
+    ([64, 32], 1, [128, 2], 128, 1),
     ([64, 64], 2, [128, 1], 64, 4),
     ([64, 64], 2, [256, 1], 32, 2),
     ([128, 32], 1, [128, 1], 64, 4),
-    ([128, 64], 2, [128, 1], 64, 3),
-    ([128, 64], 2, [256, 1], 64, 2),
+    ([128, 32], 1, [128, 1], 128, 1),
+    ([128, 64], 1, [128, 1], 64, 3),
+    ([128, 64], 1, [128, 1], 128, 1),
     ([256, 64], 1, [256, 1], 64, 3),
-    ([256, 128], 2, [512, 1], 64, 2),
+    ([256, 64], 1, [256, 1], 128, 1),
 ];
 /// Groups worth a try for stream-K: a few for each core of some GPUs.
 const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];

@@ -23,6 +23,12 @@ fn chunk(row: u32, col: u32) -> Chunk {
     return Chunk(codes[row * p.row_vectors + col / 32u], scale_of(block_of(row, col)));
 }
 
+// Something that takes all that is loaded for a chunk.
+fn bits_of_chunk(c: Chunk) -> u32 {
+    let bits = c.codes.xy ^ c.codes.zw;
+    return bits.x ^ bits.y ^ bitcast<u32>(c.scale);
+}
+
 fn put_chunk(at: u32, c: Chunk, thread: u32) {
     let replica = thread % REPLICAS;
     let scale = f16(c.scale * (UNIT * bitcast<f32>(p.down)));
