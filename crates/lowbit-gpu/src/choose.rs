@@ -354,8 +354,8 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
     let side = limits.matrix?;
     let vectors = limits.vector_tiles;
     let tiles = |rows, cols| m.div_ceil(rows) * n.div_ceil(cols);
-    // What takes few instructions to decode; for other codes more groups share them.
-    let light = kind.has_nibble_vectors() || kind.bits() == 8;
+    // More groups share what takes many instructions.
+    let light = kind.is_light();
     // Rows of both in a tile, subgroups across, threads and slices, terms of a step, steps ahead.
     let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
     let best = match m {
@@ -378,7 +378,10 @@ fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Produ
             ([256, 64], 1, [256, 1], 128, 1, Schedule::Whole)
         }
         _ if tiles(128, 64) > ENOUGH => ([128, 64], 1, [128, 1], 64, 3, Schedule::Whole),
-        _ if 3 * tiles(128, 64) >= 2 * ENOUGH => ([128, 64], 1, [128, 1], 128, 1, Schedule::Whole),
+        _ if light && 3 * tiles(128, 64) >= 2 * ENOUGH => {
+            ([128, 64], 1, [128, 1], 128, 1, Schedule::Whole)
+        }
+        _ if 2 * tiles(128, 32) >= 3 * ENOUGH => ([128, 32], 1, [128, 1], 64, 3, Schedule::Whole),
         _ if light => ([128, 32], 1, [128, 1], 128, 1, Schedule::Stream(264)),
         _ => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
     };

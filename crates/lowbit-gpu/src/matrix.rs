@@ -141,6 +141,12 @@ impl Tiles {
         table + 2 * self.numbers() + 4 * (self.results() + self.m)
     }
 
+    /// Whether loads of weights are kept from being moved to where they are decoded. That takes registers,
+    /// of which codes of bits leave few: with them, it pays in large tiles alone.
+    fn keeps_loads(&self, kind: &Kind) -> bool {
+        kind.is_light() || self.m >= 256
+    }
+
     /// Numbers of all pieces of tiles: at most two a group.
     pub fn pieces(&self, deal: &Deal) -> u64 {
         match self.cut {
@@ -202,6 +208,7 @@ impl Tiles {
             .constant("COLS", cols)
             .constant("TERMS", depth / side)
             .constant("AHEAD", ahead)
+            .flag("KEEP_LOADS", self.keeps_loads(kind))
             .constant("SLOTS", slots)
             .text(&format!("var<workgroup> results: array<f32, {}>;", self.results()))
             .text(&tile(self.numbers(), vectors))

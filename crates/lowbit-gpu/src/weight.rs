@@ -426,6 +426,11 @@ impl Kind {
         if self.table <= TABLE { 4 * self.table as u32 } else { 0 }
     }
 
+    /// Whether a weight takes few instructions to decode.
+    pub fn is_light(&self) -> bool {
+        self.has_nibble_vectors() || self.bits() == 8
+    }
+
     /// Bits of a code.
     pub fn bits(&self) -> u32 {
         match self.codes {

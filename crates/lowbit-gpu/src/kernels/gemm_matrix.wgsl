@@ -4,7 +4,7 @@
 // that a group's subgroups are dealt to: few rows of x keep as many of them at work as many rows do. What
 // a slice multiplies lies in one of its two buffers in workgroup memory; what the next AHEAD steps need
 // is on its way meanwhile. A driver would move those loads past the barriers to where weights are decoded,
-// so that each step waited for memory: a use that never comes about keeps them where they are.
+// so that each step waited for memory: KEEP_LOADS is a use that never comes about.
 //
 // The steps of all tiles are one line, of which each group takes p.share. Where that leaves a tile in
 // pieces, and CUT says that it may, sums go to `partials` instead, for `gemm_merge` to add in order.
@@ -96,7 +96,7 @@ fn gemm_matrix(
             //@ for i in WS
             let w_$i_LAST = chunk(row_$i, after * (DEPTH * SLICES) + col_$i);
             //@ end
-            if (p.m == 0u) {
+            if (KEEP_LOADS && p.m == 0u) {
                 var bits = 0u;
                 //@ for i in WS
                 bits ^= bits_of_chunk(w_$i_LAST);
