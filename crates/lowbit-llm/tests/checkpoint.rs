@@ -3,6 +3,7 @@
 mod checkpoint {
     mod calibrate;
     mod convert;
+    mod edited;
     mod foreign;
     mod golden;
     mod hostile;

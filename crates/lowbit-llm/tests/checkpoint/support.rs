@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lowbit::{QTensor, Weight};
+use lowbit_llm::Checkpoint;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -70,4 +72,21 @@ pub fn read(path: &Path) -> Vec<Tensor> {
 /// A safetensors file of this header and so many zeros.
 pub fn raw(header: &[u8], zeros: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header, &vec![0; zeros]].concat()
+}
+
+/// A quantized tensor of a checkpoint.
+pub fn quantized(checkpoint: &Checkpoint, name: &str) -> QTensor {
+    match checkpoint.weight(name).unwrap() {
+        Weight::Quantized(q) => q,
+        Weight::Dense(_) => panic!("{name} is dense"),
+    }
+}
+
+/// All that a tensor stores, as bits.
+pub fn bits(q: &QTensor) -> (Vec<usize>, usize, Vec<u8>, Vec<u32>, Vec<u32>, bool) {
+    let f32s = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let scales = f32s(&q.scales().to_f32());
+    let means = f32s(q.means().unwrap_or(&[]));
+    let own = q.has_own_codebook();
+    (q.shape().to_vec(), q.block_size(), q.codes().to_vec(), scales, means, own)
 }

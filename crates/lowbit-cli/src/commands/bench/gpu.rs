@@ -2,7 +2,7 @@
 //! cache holds.
 
 use lowbit::optim::{self, Settings};
-use lowbit::{Element, Format, QTensor, Weight};
+use lowbit::{DType, Element, Format, QTensor, Weight};
 use lowbit_gpu::optim::{Optimizer, Parameter, State};
 use lowbit_gpu::{
     Buffer, Gpu, GpuWeight, Quantizer, Queue, Schedule, dequantize, linear, linear_scheduled,
@@ -143,13 +143,9 @@ impl Place {
         p: &[T],
         g: &[T],
     ) -> Result<(Vec<T>, optim::State)> {
-        let gpu = &self.gpu;
-        let (len, dtype) = (p.len(), T::DTYPE);
-        let (p, g) = (gpu.upload(bytemuck::cast_slice(p))?, gpu.upload(bytemuck::cast_slice(g))?);
-        let mut state = State::upload(gpu, state)?;
-        let parameter = Parameter { dtype, len, p: &p, g: &g };
-        Optimizer::new(gpu, state.rule())?.step(gpu, settings, &parameter, &mut state)?;
-        Ok((self.read(&p, len)?, state.read(gpu)?))
+        let mut training = Training::upload(&self.gpu, state, p, g)?;
+        training.step(&self.gpu, settings)?;
+        Ok((self.read(&training.p, p.len())?, training.state.read(&self.gpu)?))
     }
 
     /// Steps from a state on, of a parameter that no cache holds.
@@ -161,17 +157,42 @@ impl Place {
         g: &[T],
         seconds: f32,
     ) -> Result<Times> {
-        let gpu = &self.gpu;
-        let (len, dtype) = (p.len(), T::DTYPE);
-        let (p, g) = (gpu.upload(bytemuck::cast_slice(p))?, gpu.upload(bytemuck::cast_slice(g))?);
-        let mut state = State::upload(gpu, state)?;
-        let optimizer = Optimizer::new(gpu, state.rule())?;
-        let parameter = Parameter { dtype, len, p: &p, g: &g };
-        self.time(seconds, 1, 0, |_| optimizer.step(gpu, settings, &parameter, &mut state))
+        let mut training = Training::upload(&self.gpu, state, p, g)?;
+        self.time(seconds, 1, 0, |_| training.step(&self.gpu, settings))
     }
 
     fn read<T: Element>(&self, buffer: &Buffer, len: usize) -> Result<Vec<T>> {
         let bytes = self.gpu.read(buffer, (len * size_of::<T>()) as u64)?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
+
+/// A parameter, its gradient and its moments, and what takes steps with them.
+struct Training {
+    optimizer: Optimizer<Buffer>,
+    state: State<Buffer>,
+    p: Buffer,
+    g: Buffer,
+    dtype: DType,
+    len: usize,
+}
+
+impl Training {
+    fn upload<T: Element>(gpu: &Gpu, state: &optim::State, p: &[T], g: &[T]) -> Result<Self> {
+        let state = State::upload(gpu, state)?;
+        Ok(Training {
+            optimizer: Optimizer::new(gpu, state.rule())?,
+            state,
+            p: gpu.upload(bytemuck::cast_slice(p))?,
+            g: gpu.upload(bytemuck::cast_slice(g))?,
+            dtype: T::DTYPE,
+            len: p.len(),
+        })
+    }
+
+    fn step(&mut self, gpu: &Gpu, settings: &Settings) -> lowbit::Result<()> {
+        let Training { dtype, len, .. } = *self;
+        let parameter = Parameter { dtype, len, p: &self.p, g: &self.g };
+        self.optimizer.step(gpu, settings, &parameter, &mut self.state)
     }
 }

@@ -206,8 +206,8 @@ impl Case {
 
 /// How far a step may be off.
 struct Slack {
-    /// Of a parameter: of itself, and of what a step may move it by.
-    parameter: [f32; 2],
+    /// Of a parameter: of itself, of what it was moved by, and of anything.
+    parameter: [f32; 3],
     /// Of a moment in f32, and of an absmax.
     moment: f32,
     /// Of a code, in ranks.
@@ -215,7 +215,7 @@ struct Slack {
 }
 
 impl Slack {
-    const NONE: Slack = Slack { parameter: [0.0; 2], moment: 0.0, code: 0 };
+    const NONE: Slack = Slack { parameter: [0.0; 3], moment: 0.0, code: 0 };
 
     /// Divisions and roots of a GPU are some units in the last place off, so numbers may be rounded the other
     /// way, and codes lie beside what they should be.
@@ -225,14 +225,14 @@ impl Slack {
             DType::F16 => f16::EPSILON.to_f32(),
             DType::BF16 => bf16::EPSILON.to_f32(),
         };
-        Slack { parameter: [eps, 1e-5 * settings.lr as f32], moment: 4e-6, code: 1 }
+        Slack { parameter: [eps, 1e-5, 1e-5 * settings.lr as f32], moment: 4e-6, code: 1 }
     }
 
     /// Whether a parameter is no further off, given what it was before.
     fn is_near<T: Element>(&self, a: T, b: T, before: T) -> bool {
         let (a, b, before) = (a.to_f32(), b.to_f32(), before.to_f32());
-        let moved = if self.code == 0 { 0.0 } else { 1e-5 * (b - before).abs() };
-        (a - b).abs() <= self.parameter[0] * b.abs() + self.parameter[1] + moved
+        let [itself, moved, anything] = self.parameter;
+        (a - b).abs() <= itself * b.abs() + moved * (b - before).abs() + anything
     }
 
     /// How many numbers of two moments are further off.
