@@ -11,6 +11,21 @@ pub(crate) struct ByteValues {
     /// Whether the lower two bytes of each are zero.
     #[cfg(target_arch = "x86_64")]
     pub are_bf16: bool,
+    /// How codes become half floats, if they can.
+    #[cfg(target_arch = "x86_64")]
+    pub small_floats: Option<SmallFloats>,
+}
+
+/// Codes that are floats of eight bits: a sign and the upper bits of an exponent and a mantissa.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SmallFloats {
+    /// What brings a code's lower seven bits to where a half float has them.
+    pub shift: u32,
+    /// What the half float is to be multiplied by.
+    pub factor: f32,
+    /// The first magnitude whose code stands for something else.
+    pub end: u8,
 }
 
 impl ByteValues {
@@ -22,8 +37,41 @@ impl ByteValues {
             values: *values,
             #[cfg(target_arch = "x86_64")]
             are_bf16: are_bf16(values),
+            #[cfg(target_arch = "x86_64")]
+            small_floats: SmallFloats::of(values),
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl SmallFloats {
+    /// Exponents of four bits, or of five; the largest magnitudes may stand for what is not finite.
+    const fn of(values: &[f32; 256]) -> Option<Self> {
+        let mut shift = 7;
+        while shift <= 8 {
+            // Of the same code, so what differs is the bias.
+            let factor = values[0x40] / half(0x40, shift);
+            let mut end = 0;
+            while end < 128
+                && values[end].to_bits() == (half(end, shift) * factor).to_bits()
+                && values[128 + end].to_bits() == (half(128 + end, shift) * factor).to_bits()
+            {
+                end += 1;
+            }
+            if end >= 120 {
+                return Some(SmallFloats { shift, factor, end: end as u8 });
+            }
+            shift += 1;
+        }
+        None
+    }
+}
+
+/// The half float whose upper bits are a code's.
+#[cfg(target_arch = "x86_64")]
+const fn half(code: usize, shift: u32) -> f32 {
+    let bits = (code & 0x80) << 8 | (code & 0x7f) << shift;
+    half::f16::from_bits(bits as u16).to_f32_const()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -49,4 +97,29 @@ const fn planes(values: &[f32; 256]) -> [[u8; 256]; 4] {
         code += 1;
     }
     planes
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::formats;
+
+    fn table(of: impl Fn(usize) -> f32) -> ByteValues {
+        ByteValues::new(&std::array::from_fn(of))
+    }
+
+    #[test]
+    fn floats_of_eight_bits_are_known_by_their_values() {
+        let fp8 = formats::by_name("fp8_e4m3").unwrap().codebook().unwrap();
+        let floats = table(|code| fp8[code]).small_floats.unwrap();
+        assert_eq!((floats.shift, floats.factor, floats.end), (7, 256.0, 127));
+        // Five bits of exponent, and other biases.
+        for scale in [1.0, 0.125] {
+            let floats = table(|code| half(code, 8) * scale).small_floats.unwrap();
+            assert_eq!((floats.shift, floats.factor), (8, scale));
+        }
+        let map = formats::by_name("dynamic8").unwrap().codebook().unwrap();
+        assert!(table(|code| map[code]).small_floats.is_none());
+        assert!(table(|code| if code == 200 { 0.1 } else { fp8[code] }).small_floats.is_none());
+    }
 }

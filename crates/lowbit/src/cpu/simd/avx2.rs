@@ -2,6 +2,7 @@
 
 mod cells;
 mod nibbles;
+mod small_floats;
 
 use std::arch::x86_64::*;
 use std::convert::Infallible;
@@ -179,6 +180,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn decode_bytes(self, table: &ByteValues, codes: &[u8]) -> [__m256; 4] {
+        if let Some(floats) = table.small_floats
+            && let Some(out) = small_floats::decode(floats, codes)
+        {
+            return out;
+        }
         // Integers, which are put into a vector where they are read.
         let table: &[i32; 256] = bytemuck::cast_ref(&table.values);
         let mut out = [self.splat(0.0); 4];

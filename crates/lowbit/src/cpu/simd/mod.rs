@@ -23,6 +23,8 @@ pub(crate) mod neon;
 pub(crate) mod portable;
 
 use super::byte_values::ByteValues;
+#[cfg(target_arch = "x86_64")]
+use super::byte_values::SmallFloats;
 use super::cells::Cells;
 use bytes::Bytes;
 use matrix::Matrix;
