@@ -97,7 +97,8 @@ pub(crate) trait Bytes: Copy {
         let ([c, g], [d, h]) = (self.interleave(c, g), self.interleave(d, h));
         [a, e, b, f, c, g, d, h]
     }
-    /// The same of sixteen, of which four do it.
+    /// The same of sixteen, of which four do it. AVX-512 alone has registers for them.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn interleave_sixteen(self, v: [[Self::Bytes; 8]; 2]) -> [[Self::Bytes; 8]; 2] {
         let [[a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]] = v;
