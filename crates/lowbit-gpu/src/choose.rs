@@ -1,6 +1,8 @@
 //! Which kernel a product takes: the one place that weighs them against each other, unless someone has
 //! [measured](crate::choices) them.
 
+mod matrices;
+
 use lowbit::DType;
 use serde::{Deserialize, Serialize};
 
@@ -159,7 +161,7 @@ pub(crate) fn usual([m, n, k]: [usize; 3], kind: &Kind, dtype: DType, limits: &L
         return product;
     }
     if has_matrices(dtype == DType::F32, limits)
-        && let Some(product) = matrices([m, n, k], kind, limits)
+        && let Some(product) = matrices::usual([m, n, k], kind, limits)
     {
         return product;
     }
@@ -346,83 +348,6 @@ fn has_matrices(f32: bool, limits: &Limits) -> bool {
     limits.subgroup == (32, 32) && limits.f16 && !f32 && limits.matrix.is_some()
 }
 
-/// Tiles that give each core of a large GPU one.
-const ENOUGH: usize = 128;
-
-/// The kernel on matrix hardware, from as many rows of activations on as it is faster.
-fn matrices([m, n, k]: [usize; 3], kind: &Kind, limits: &Limits) -> Option<Product> {
-    let side = limits.matrix?;
-    let vectors = limits.vector_tiles;
-    let tiles = |rows, cols| m.div_ceil(rows) * n.div_ceil(cols);
-    // More groups share what takes many instructions.
-    let light = kind.is_light();
-    // Rows of both in a tile, subgroups across, threads and slices, terms of a step, steps ahead.
-    let small = ([64, 64], 2, [256, 1], 32, 2, Schedule::Whole);
-    let best = match m {
-        _ if !vectors && m > MOST_ROWS => small,
-        _ if !vectors || m <= 4 => return None,
-        // Of bits, subgroups take more instructions than tiles.
-        ..=8 if light || !kind.words() => return None,
-        // Subgroups share the terms, as there are few results.
-        ..=16 => ([16, 16], 1, [128, 4], 64, 6, Schedule::Whole),
-        17..=32 if light && tiles(32, 32) >= ENOUGH => {
-            ([32, 32], 1, [128, 2], 128, 1, Schedule::Whole)
-        }
-        17..=32 => ([32, 16], 1, [128, 4], 64, 6, Schedule::Whole),
-        33..=64 if light && tiles(64, 32) >= ENOUGH => {
-            ([64, 32], 1, [128, 2], 128, 1, Schedule::Whole)
-        }
-        33..=64 => ([64, 16], 1, [128, 4], 64, 6, Schedule::Whole),
-        // Long steps where a core has one group, two groups a core where there are enough.
-        _ if m > 128 && tiles(256, 64) >= ENOUGH => {
-            ([256, 64], 1, [256, 1], 128, 1, Schedule::Whole)
-        }
-        _ if tiles(128, 64) > ENOUGH => ([128, 64], 1, [128, 1], 64, 3, Schedule::Whole),
-        _ if light && 3 * tiles(128, 64) >= 2 * ENOUGH => {
-            ([128, 64], 1, [128, 1], 128, 1, Schedule::Whole)
-        }
-        _ if 2 * tiles(128, 32) >= 3 * ENOUGH => ([128, 32], 1, [128, 1], 64, 3, Schedule::Whole),
-        _ if light => ([128, 32], 1, [128, 1], 128, 1, Schedule::Stream(264)),
-        _ => ([128, 32], 1, [128, 1], 64, 4, Schedule::Stream(264)),
-    };
-    // Shorter steps, where a codebook leaves less room or rows are no whole number of them.
-    let (cut, across, group, .., schedule) = best;
-    let shallow = (cut, across, group, 64, 3, schedule);
-    [best, shallow, small]
-        .map(|([m, n], across, [group, slices], depth, ahead, schedule)| {
-            let (cut, replicas) = (schedule != Schedule::Whole, 1);
-            let tiles =
-                Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors };
-            Product::Matrix { tiles, schedule }
-        })
-        .into_iter()
-        .find(|product| product.suits([n, k], kind, limits))
-}
-
-/// Rows of activations and weights in a tile, subgroups across, threads and slices, terms of a step, steps
-/// ahead.
-type Cut = ([u32; 2], u32, [u32; 2], u32, u32);
-
-/// Tiles worth a try.
-const TILES: [Cut; 14] = [
-    ([16, 16], 1, [128, 4], 64, 6),
-    ([16, 32], 2, [256, 4], 64, 4),
-    ([32, 16], 1, [128, 4], 64, 6),
-    ([32, 32], 1, [128, 2], 128, 1),
-    ([64, 16], 1, [128, 4], 64, 6),
-    ([64, 32], 1, [128, 2], 128, 1),
-    ([64, 64], 2, [128, 1], 64, 4),
-    ([64, 64], 2, [256, 1], 32, 2),
-    ([128, 32], 1, [128, 1], 64, 4),
-    ([128, 32], 1, [128, 1], 128, 1),
-    ([128, 64], 1, [128, 1], 64, 3),
-    ([128, 64], 1, [128, 1], 128, 1),
-    ([256, 64], 1, [256, 1], 64, 3),
-    ([256, 64], 1, [256, 1], 128, 1),
-];
-/// Groups worth a try for stream-K: a few for each core of some GPUs.
-const STREAMS: [u32; 5] = [32, 64, 132, 264, 528];
-
 /// Those in half floats: enough to fill each thread's registers, and not more.
 fn halves_candidates(batch: u32, limits: &Limits) -> Vec<Product> {
     let mut all = Vec::new();
@@ -484,20 +409,8 @@ pub(crate) fn candidates(m: usize, class: Class, limits: &Limits) -> Vec<Product
     if m > 1 || all.is_empty() {
         all.push(Product::Gemm);
     }
-    let Some(side) = limits.matrix.filter(|_| m > 1 && has_matrices(class.f32, limits)) else {
-        return all;
-    };
-    let vectors = limits.vector_tiles;
-    for ([m, n], across, [group, slices], depth, ahead) in TILES {
-        let replicas = 1;
-        let tiles =
-            |cut| Tiles { side, m, n, across, group, slices, depth, ahead, replicas, cut, vectors };
-        if group > limits.threads {
-            continue;
-        }
-        all.push(Product::Matrix { tiles: tiles(false), schedule: Schedule::Whole });
-        let cut = STREAMS.map(Schedule::Stream).into_iter().chain([2, 4].map(Schedule::Split));
-        all.extend(cut.map(|schedule| Product::Matrix { tiles: tiles(true), schedule }));
+    if m > 1 && has_matrices(class.f32, limits) {
+        all.extend(matrices::candidates(limits));
     }
     all
 }
