@@ -466,6 +466,8 @@ fn converse(both: &mut Both, settings: &Attention, passes: &[usize], rope: Optio
 
 #[test]
 fn attention_in_prefill_and_decoding() {
+    // lavapipe takes 20 s to compile a kernel whose group is one subgroup of 32.
+    let widest = if full() { 520 } else { 264 };
     on_both_at_once(|both| {
         for (heads, kv_heads, head_dim, window, passes) in [
             (1, 1, 8, None, &[1, 1, 5, 1][..]),
@@ -475,8 +477,7 @@ fn attention_in_prefill_and_decoding() {
             (8, 1, 64, Some(20), &[50, 1, 1]),
             (2, 2, 80, Some(0), &[3, 1]),
             (9, 1, 128, None, &[35, 1]),
-            (2, 1, 256, None, &[2, 1]),
-            (2, 1, 520, None, &[2, 1]),
+            (2, 1, widest, None, &[2, 1]),
             (4, 2, 8, None, &[0, 3, 0, 1]),
         ] {
             let scale = 1.0 / (head_dim as f32).sqrt();
