@@ -100,8 +100,10 @@ const fn planes(values: &[f32; 256]) -> [[u8; 256]; 4] {
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::cpu::dispatch::Isa;
+    use crate::cpu::simd::{Simd, Task};
     use crate::formats;
 
     fn table(of: impl Fn(usize) -> f32) -> ByteValues {
@@ -121,5 +123,48 @@ mod tests {
         let map = formats::by_name("dynamic8").unwrap().codebook().unwrap();
         assert!(table(|code| map[code]).small_floats.is_none());
         assert!(table(|code| if code == 200 { 0.1 } else { fp8[code] }).small_floats.is_none());
+    }
+
+    /// The values of codes.
+    pub(crate) struct Decode<'a>(&'a ByteValues, &'a [u8]);
+
+    impl Task for Decode<'_> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut out = vec![0.0; self.1.len()];
+            let steps = out.chunks_exact_mut(4 * S::LANES).zip(self.1.chunks_exact(4 * S::LANES));
+            for (out, codes) in steps {
+                let vectors = s.decode_bytes(self.0, codes);
+                for (v, out) in vectors.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
+                    s.store(v, out);
+                }
+            }
+            out
+        }
+    }
+
+    /// Holds what an instruction set decodes to the bits of any values, of bf16 ones, and of floats of eight
+    /// bits, of which some are not finite.
+    pub(crate) fn check_decoding(run: impl Fn(Decode<'_>) -> Vec<f32>) {
+        let any: [f32; 256] = std::array::from_fn(|code| (code as f32 - 77.3) * 1.2345e-3);
+        let upper_halves = any.map(|v| f32::from_bits(v.to_bits() & 0xffff_0000));
+        let fp8 = formats::by_name("fp8_e4m3").unwrap().codebook().unwrap();
+        let codes: Vec<u8> = (0..1024).map(|i| (i * 167 % 256) as u8).collect();
+        for values in [&any, &upper_halves, fp8.try_into().unwrap()] {
+            let found = run(Decode(&ByteValues::new(values), &codes));
+            for (found, code) in found.iter().zip(&codes) {
+                assert_eq!(found.to_bits(), values[usize::from(*code)].to_bits(), "{code}");
+            }
+        }
+        let table = ByteValues::new(&upper_halves);
+        assert!(table.are_bf16 && table.small_floats.is_none());
+    }
+
+    #[test]
+    fn every_code_has_its_value() {
+        for isa in Isa::available() {
+            check_decoding(|decode| isa.run(decode));
+        }
     }
 }

@@ -150,42 +150,11 @@ fn look_up_128(table: &[f32], index: __m512i) -> __m512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::simd::{Simd, Task};
+    use crate::cpu::byte_values::tests::check_decoding;
 
-    struct Decode<'a>(&'a ByteValues, &'a [u8]);
-
-    impl Task for Decode<'_> {
-        type Output = Vec<f32>;
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> Vec<f32> {
-            let mut out = vec![0.0; self.1.len()];
-            let steps = out.chunks_exact_mut(4 * S::LANES).zip(self.1.chunks_exact(4 * S::LANES));
-            for (out, codes) in steps {
-                for (v, out) in
-                    s.decode_bytes(self.0, codes).into_iter().zip(out.chunks_exact_mut(S::LANES))
-                {
-                    s.store(v, out);
-                }
-            }
-            out
-        }
-    }
-
-    /// With VBMI and without, on machines that have it.
     #[test]
-    fn every_code_has_its_value() {
+    fn without_vbmi_every_code_has_its_value() {
         let Some(avx512) = Avx512::detect() else { return };
-        let values: [f32; 256] = std::array::from_fn(|code| (code as f32 - 77.3) * 1.2345e-3);
-        let halves = values.map(|v| f32::from_bits(v.to_bits() & 0xffff_0000));
-        let codes: Vec<u8> = (0..1024).map(|i| (i * 167 % 256) as u8).collect();
-        for (values, are_bf16) in [(values, false), (halves, true)] {
-            let table = ByteValues::new(&values);
-            assert_eq!(table.are_bf16, are_bf16);
-            let expected: Vec<f32> = codes.iter().map(|code| values[usize::from(*code)]).collect();
-            for vbmi in [avx512.vbmi, false] {
-                let found = Avx512 { vbmi, ..avx512 }.run(Decode(&table, &codes));
-                assert_eq!(found, expected, "{vbmi}");
-            }
-        }
+        check_decoding(|decode| Avx512 { vbmi: false, ..avx512 }.run(decode));
     }
 }
