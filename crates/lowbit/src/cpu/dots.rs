@@ -1,4 +1,4 @@
-//! One row of 16-bit activations and weights of five trits a byte, by products of bytes.
+//! A few rows of 16-bit activations and weights of five trits a byte, by products of bytes.
 //!
 //! A weight is `first + step * digit`, where the digit has two bits: tables have those of a code, four and one. A
 //! mask leaves one digit of each of 64 codes, where it stands, and one instruction multiplies these by
@@ -31,7 +31,10 @@ const PLANES: usize = 2;
 /// Sums of a plane: digits of upper nibbles are brought to where those of lower ones stand, and added to them.
 const PLACES: usize = PER_TABLE / 2;
 
-/// A row of activations in bytes, and the weight that it is multiplied by.
+/// Most rows of activations for which this is worth it: each of them looks at all codes.
+const MOST: usize = 8;
+
+/// Activations in bytes, and the weight that they are multiplied by.
 pub(crate) struct Dots<'a> {
     fields: &'a Fields,
     blocks: &'a Blocks<'a>,
@@ -40,23 +43,29 @@ pub(crate) struct Dots<'a> {
     /// Vectors of a block.
     run: usize,
     n: usize,
+    /// `[M]`.
+    x: Vec<Row>,
+    /// Sums of the activations of each block, for means: `[M, blocks]`.
+    sums: Vec<f32>,
+}
+
+/// A row of activations.
+struct Row {
     /// `[vectors of a row, LENGTH, PLANES, bytes of a vector]`.
-    x: Buffer<u8>,
+    bytes: Buffer<u8>,
     /// What `first` of all weights of a lane adds: `[blocks, LANES]`.
     offsets: Vec<f32>,
     /// What the integers stand for.
     unit: f32,
-    /// Sums of the activations of each block, for means.
-    sums: Vec<f32>,
 }
 
-/// Brings the activations `x: [K]` to bytes; `None` if the weight has no such digits, or blocks that do not end
+/// Brings the activations `x: [M, K]` to bytes; `None` if the weight has no such digits, or blocks that do not end
 /// with a vector, or an activation is not finite.
 pub(crate) fn prepare<'a>(isa: Isa, view: &'a View<'a>, x: &[f32]) -> Option<Dots<'a>> {
     let (Codes::Groups(groups), Some(blocks)) = (&view.codes, &view.blocks) else { return None };
     let (fields, g) = (groups.fields.as_deref()?, &blocks.geometry);
     let vector = isa.run(Vector);
-    if x.is_empty() || (groups.length, fields.bits) != (LENGTH, BITS) {
+    if x.is_empty() || x.len() > MOST * g.k || (groups.length, fields.bits) != (LENGTH, BITS) {
         return None;
     }
     let vectors = g.k.div_ceil(LENGTH).div_ceil(vector);
@@ -64,19 +73,18 @@ pub(crate) fn prepare<'a>(isa: Isa, view: &'a View<'a>, x: &[f32]) -> Option<Dot
     if run == 0 || (run < vectors && g.block_size % (LENGTH * vector) != 0) {
         return None;
     }
-    let p = Dots {
+    let mut p = Dots {
         fields,
         blocks,
         bytes: view.bytes,
         row_bytes: g.row_bytes?,
         run,
         n: view.n,
-        x: Buffer::new(vectors * LENGTH * PLANES * vector, 0),
-        offsets: vec![0.0; blocks.of_row() * vector / 4],
-        unit: 0.0,
+        x: Vec::new(),
         sums: block_sums(x, blocks),
     };
-    isa.run(Fill { p, x })
+    p.x = x.chunks_exact(g.k).map(|x| isa.run(ToBytes { p: &p, x })).collect::<Option<_>>()?;
+    Some(p)
 }
 
 /// Bytes of a vector.
@@ -134,23 +142,24 @@ pub(super) fn bytes_of(integer: i32, bytes: usize) -> impl Iterator<Item = u8> {
     })
 }
 
-/// Brings activations to bytes.
-struct Fill<'a, 'x> {
-    p: Dots<'a>,
+/// Brings a row of activations to bytes.
+struct ToBytes<'a, 'x> {
+    p: &'a Dots<'a>,
     x: &'x [f32],
 }
 
-impl<'a> Task for Fill<'a, '_> {
-    type Output = Option<Dots<'a>>;
+impl Task for ToBytes<'_, '_> {
+    type Output = Option<Row>;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Option<Dots<'a>> {
-        let Fill { mut p, x } = self;
+    fn run<S: Simd>(self, s: S) -> Option<Row> {
+        let ToBytes { p, x } = self;
         let vector = 16 * S::PARTS;
         let Integers { numbers: mut integers, unit } = ToIntegers { x, bytes: PLANES }.run(s)?;
-        integers.resize(p.x.len() / PLANES, 0);
-        p.unit = unit;
+        integers.resize(x.len().next_multiple_of(LENGTH * vector), 0);
+        let mut bytes = Buffer::new(PLANES * integers.len(), 0u8);
+        let mut offsets = vec![0.0; p.blocks.of_row() * S::LANES];
         let vectors = integers.chunks_exact(LENGTH * vector);
-        let vectors = vectors.zip(p.x.chunks_exact_mut(LENGTH * PLANES * vector));
+        let vectors = vectors.zip(bytes.chunks_exact_mut(LENGTH * PLANES * vector));
         for (v, (integers, bytes)) in vectors.enumerate() {
             for (i, of_code) in integers.chunks_exact(LENGTH).enumerate() {
                 for (place, integer) in of_code.iter().enumerate() {
@@ -159,16 +168,16 @@ impl<'a> Task for Fill<'a, '_> {
                     }
                 }
             }
-            let offsets = &mut p.offsets[v / p.run * S::LANES..][..S::LANES];
+            let offsets = &mut offsets[v / p.run * S::LANES..][..S::LANES];
             for (offset, integers) in offsets.iter_mut().zip(integers.chunks_exact(4 * LENGTH)) {
                 *offset += integers.iter().sum::<i32>() as f32 * p.fields.first;
             }
         }
-        Some(p)
+        Some(Row { bytes, offsets, unit })
     }
 }
 
-/// Rows `first..` of `y = w x`: `y: [rows]`.
+/// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
 pub(crate) struct DotRows<'a> {
     pub p: &'a Dots<'a>,
     pub first: usize,
@@ -180,39 +189,50 @@ impl Task for DotRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let DotRows { p, first, y } = self;
-        let vector = 16 * S::PARTS;
+        let (vector, m) = (16 * S::PARTS, p.x.len());
         let len = p.row_bytes.next_multiple_of(vector);
-        let scales = p.blocks.scales_of::<S, ROWS>(s, first, y.len());
+        let scales = p.blocks.scales_of::<S, ROWS>(s, first, y.len() / m);
         let mut ends = Vec::new();
-        let groups = y.chunks_mut(ROWS).zip(scales.chunks_exact(p.blocks.of_row())).enumerate();
-        for (group, (y, scales)) in groups {
-            let first = first + group * ROWS;
-            let rows = (first..first + ROWS).map(|row| row.min(p.n - 1) * p.row_bytes);
-            let codes: [&[u8]; ROWS] = runs(p.bytes, rows, len, &mut ends);
-            let mut totals = [s.splat(0.0); ROWS];
-            for (block, scales) in scales.iter().enumerate() {
-                let from = block * p.run;
-                let vectors = from..(from + p.run).min(len / vector);
-                let sums = sum(s, p, codes, vectors);
-                let offset = s.load(&p.offsets[block * S::LANES..]);
-                unrolled!(row of ROWS in 0, 1, 2, 3 => {
-                    totals[row] = s.fma(s.add(sums[row], offset), s.splat(scales[row]), totals[row]);
-                });
-            }
-            for (y, total) in y.iter_mut().zip(totals) {
-                *y = s.sum(total) * p.unit;
+        // All rows of w for a row of x, which stays in a first-level cache, before the next one.
+        for (i, x) in p.x.iter().enumerate() {
+            let groups = y.chunks_mut(ROWS * m).zip(scales.chunks_exact(p.blocks.of_row()));
+            for (group, (y, scales)) in groups.enumerate() {
+                let first = first + group * ROWS;
+                let rows = (first..first + ROWS).map(|row| row.min(p.n - 1) * p.row_bytes);
+                let codes: [&[u8]; ROWS] = runs(p.bytes, rows, len, &mut ends);
+                let mut totals = [s.splat(0.0); ROWS];
+                for (block, scales) in scales.iter().enumerate() {
+                    let from = block * p.run;
+                    let vectors = from..(from + p.run).min(len / vector);
+                    let sums = sum(s, p, x, codes, vectors);
+                    let offset = s.load(&x.offsets[block * S::LANES..]);
+                    unrolled!(row of ROWS in 0, 1, 2, 3 => {
+                        let sum = s.add(sums[row], offset);
+                        totals[row] = s.fma(sum, s.splat(scales[row]), totals[row]);
+                    });
+                }
+                for (y, total) in y.chunks_exact_mut(m).zip(totals) {
+                    y[i] = s.sum(total) * x.unit;
+                }
             }
         }
-        add_means(s, p.blocks, first, &p.sums, 1, y);
+        add_means(s, p.blocks, first, &p.sums, m, y);
     }
 }
 
 /// What digits times `step` of some vectors of rows of codes add up to, by lanes.
 #[inline(always)]
-fn sum<S: Simd>(s: S, p: &Dots<'_>, rows: [&[u8]; ROWS], vectors: Range<usize>) -> [S::F; ROWS] {
+fn sum<S: Simd>(
+    s: S,
+    p: &Dots<'_>,
+    x: &Row,
+    rows: [&[u8]; ROWS],
+    vectors: Range<usize>,
+) -> [S::F; ROWS] {
     let vector = 16 * S::PARTS;
     let mut sums = [[[s.no_sums(); PLANES]; PLACES]; ROWS];
-    let x = p.x[vectors.start * LENGTH * PLANES * vector..].chunks_exact(LENGTH * PLANES * vector);
+    let x = &x.bytes[vectors.start * LENGTH * PLANES * vector..];
+    let x = x.chunks_exact(LENGTH * PLANES * vector);
     let rows = rows.map(|row| &row[..vectors.end * vector]);
     let [first, second] = &p.fields.tables[..] else { return [s.splat(0.0); ROWS] };
     for (v, x) in vectors.zip(x) {
@@ -283,13 +303,17 @@ mod tests {
     fn agree_with_the_specification() {
         let mut rng = Rng(3);
         let t158 = formats::by_name("t158").unwrap();
-        for (n, k, block_size) in
-            [(530, 700, None), (6, 960, Some(320)), (3, 33, None), (9, 1600, Some(160))]
-        {
+        for (m, n, k, block_size) in [
+            (1, 530, 700, None),
+            (1, 6, 960, Some(320)),
+            (3, 3, 33, None),
+            (1, 9, 1600, Some(160)),
+            (8, 11, 960, Some(320)),
+        ] {
             let numbers: Vec<f32> = (0..n * k).map(|_| rng.normal()).collect();
             // One of them is far larger than the others.
             let x: Vec<f32> =
-                (0..k).map(|i| rng.normal() * if i == 7 { 30.0 } else { 1.0 }).collect();
+                (0..m * k).map(|i| rng.normal() * if i % k == 7 { 30.0 } else { 1.0 }).collect();
             let q = Cpu::best().quantize(t158, &numbers, &[n, k], block_size).unwrap();
             let expected = reference::linear(&q, &x, None);
             let weight = Weight::Quantized(q);
@@ -300,14 +324,14 @@ mod tests {
                     assert!(block_size == Some(160) && isa.run(Vector) > 32, "{isa:?}");
                     continue;
                 };
-                let mut y = vec![0.0; n];
-                isa.run(DotRows { p: &p, first: 0, y: &mut y });
-                for (y, expected) in y.iter().zip(&expected) {
-                    let error = (f64::from(*y) - expected).abs();
+                let mut yt = vec![0.0; m * n];
+                isa.run(DotRows { p: &p, first: 0, y: &mut yt });
+                for (i, expected) in expected.iter().enumerate() {
+                    let error = (f64::from(yt[i % n * m + i / n]) - expected).abs();
                     assert!(error < 1e-4 * (k as f64).sqrt() * 30.0, "{isa:?} {k}: {error}");
                 }
             }
-            assert!(prepare(Isa::best(), &view, &vec![f32::NAN; k]).is_none());
+            assert!(prepare(Isa::best(), &view, &vec![f32::NAN; m * k]).is_none());
         }
     }
 }

@@ -119,8 +119,7 @@ fn multiply<T: Element>(
         return finish(isa, &yt, bias, y, n, pool);
     }
     let x = &*to_f32(x);
-    if m == 1
-        && !split
+    if !split
         && isa.run(LooksUp)
         && let Some(p) = dots::prepare(isa, view, x)
     {
