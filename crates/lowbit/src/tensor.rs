@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use half::f16;
 
+use crate::cpu::turned::Turned;
 use crate::format::{Layout, ScaleKind, Values};
 use crate::formats::SIGNED_MAP;
 use crate::{DType, Error, Format, Result, pack};
@@ -26,6 +27,7 @@ pub struct QTensor {
     scales: Scales,
     means: Option<Vec<f32>>,
     codebook: Option<Arc<[f32]>>,
+    turned: Arc<Turned>,
 }
 
 /// One scale per block, as stored.
@@ -232,7 +234,13 @@ impl QTensor {
             scales,
             means,
             codebook,
+            turned: Arc::default(),
         })
+    }
+
+    /// Its codes as some kernels take them.
+    pub(crate) fn turned(&self) -> &Turned {
+        &self.turned
     }
 
     /// How the weights are stored.

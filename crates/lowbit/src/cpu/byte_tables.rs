@@ -3,7 +3,8 @@
 //!
 //! A group of columns has one [table of integers](super::integer_tables) for all rows of weights, 256 of
 //! which look up in it at a time. Every thread makes all tables for its own rows: those that another core has
-//! written arrive no sooner than they are made.
+//! written arrive no sooner than they are made. Codes lie by rows, and are looked up by columns: they are turned
+//! for each product, unless the tensor keeps them so.
 
 use super::buffer::Buffer;
 use super::dispatch::Isa;
@@ -17,12 +18,17 @@ use crate::threads;
 
 /// Most rows of activations for which this is worth it.
 const MOST: usize = 8;
+/// Bytes of a tile.
+const TILE: usize = ROWS * COLUMNS;
 /// Squares side by side in a tile.
 const SQUARES: usize = COLUMNS / SQUARE;
 /// Bytes of tables that are made at a time, unless one tile takes more: half of a second-level cache.
 const MOST_BYTES: usize = 1 << 19;
-/// Cache lines to ask for while the tables of a column are made: those of the first rows of a thread.
-const LINES: usize = 4;
+/// Cache lines to ask for before sixteen rows are turned, before a column of squares is looked up, and while the
+/// tables of a column are made: of a tile that makes 48 times, and its codes are 256 lines.
+const LINES: usize = 6;
+/// The same where nothing is turned: 32 times.
+const LINES_TURNED: usize = 8;
 /// Columns of all squares that are looked up at a time: their tables take half of a first-level cache.
 const STEP: usize = SQUARE / 2;
 
@@ -45,6 +51,9 @@ pub(crate) struct ByteTables<'a> {
     units: Vec<Unit>,
     /// Sums of the activations of each block, for means: `[M, blocks]`.
     sums: Vec<f32>,
+    /// The codes as [`Bytes::turn`](super::simd::bytes::Bytes::turn) leaves them, if they are kept:
+    /// `[groups of ROWS, tiles, TILE]`.
+    turned: Option<&'a [u8]>,
 }
 
 /// Whether an instruction set looks up in tables of 256 faster than one by one.
@@ -88,9 +97,30 @@ pub(crate) fn prepare<'a>(
         x,
         units: Vec::new(),
         sums: block_sums(x, blocks),
+        turned: None,
     };
+    let turned = view.turned.and_then(|turned| turned.get(|| isa.run(TurnAll(&p))));
     let units = isa.run(Units(&p));
-    units.iter().all(|unit| unit.value.is_finite()).then_some(ByteTables { units, ..p })
+    units.iter().all(|unit| unit.value.is_finite()).then_some(ByteTables { units, turned, ..p })
+}
+
+/// Turns all codes.
+struct TurnAll<'a>(&'a ByteTables<'a>);
+
+impl Task for TurnAll<'_> {
+    type Output = Buffer<u8>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Buffer<u8> {
+        let TurnAll(p) = self;
+        let tiles = p.tiles();
+        let mut codes = Buffer::new(p.n.div_ceil(ROWS) * tiles * TILE, 0u8);
+        let mut ends = Vec::new();
+        for (i, codes) in codes.chunks_exact_mut(TILE).enumerate() {
+            let (rows, stride) = p.rows(i / tiles * ROWS, i % tiles * COLUMNS, &mut ends);
+            s.turn(rows, stride, codes, &mut Ahead::new(&[], 0, 0, 0));
+        }
+        codes
+    }
 }
 
 /// What the integers of all tiles stand for.
@@ -148,7 +178,7 @@ impl ByteTables<'_> {
         // Beyond the last column there is nothing: no product with anything.
         let groups = self.x_of(i).chunks(length).chain(std::iter::repeat(&[][..]));
         for (column, x) in groups.take(COLUMNS).enumerate() {
-            ahead.ask(s, LINES);
+            ahead.ask(s);
             let at = column % SQUARE * SQUARES + column / SQUARE;
             let tables = planes.each_mut().map(|plane| &mut plane[at * TABLE..][..TABLE]);
             if let Some(halves) = &self.groups.halves {
@@ -169,8 +199,12 @@ impl ByteTables<'_> {
 
     /// The cache lines of [`ROWS`] rows.
     fn lines(&self, first: usize) -> Ahead<'_> {
+        if let Some(turned) = self.turned {
+            let at = first * self.tiles() * COLUMNS;
+            return Ahead::new(turned, at, at + self.tiles() * TILE, LINES_TURNED);
+        }
         let at = first * self.row_bytes;
-        Ahead::new(self.bytes, at, at + ROWS * self.row_bytes)
+        Ahead::new(self.bytes, at, at + ROWS * self.row_bytes, LINES)
     }
 
     /// [`COLUMNS`] bytes of [`ROWS`] rows, and how far apart they begin. Where the weight ends before, they are
@@ -239,7 +273,7 @@ impl LookUp256<'_> {
         // The tables of so many tiles as stay in a second-level cache: those of a whole row, if it is the only one.
         let batch = (MOST_BYTES / (m * size)).clamp(1, p.tiles());
         let mut tables = Buffer::new(batch * m * size, 0u8);
-        let mut codes = Buffer::new(ROWS * COLUMNS, 0u8);
+        let mut own = Buffer::new(if p.turned.is_some() { 0 } else { TILE }, 0u8);
         let mut ends = Vec::new();
         y.fill(0.0);
         let mut ahead = p.lines(first);
@@ -253,10 +287,16 @@ impl LookUp256<'_> {
                 let first = first + group * ROWS;
                 ahead = p.lines(first + ROWS);
                 for (tile, tables) in tiles.clone().zip(tables.chunks_exact(m * size)) {
-                    let (rows, stride) = p.rows(first, tile * COLUMNS, &mut ends);
-                    s.turn(rows, stride, &mut codes, &mut ahead);
+                    let codes = match p.turned {
+                        Some(turned) => &turned[(first / ROWS * p.tiles() + tile) * TILE..][..TILE],
+                        None => {
+                            let (rows, stride) = p.rows(first, tile * COLUMNS, &mut ends);
+                            s.turn(rows, stride, &mut own, &mut ahead);
+                            &own
+                        }
+                    };
                     for (i, tables) in tables.chunks_exact(size).enumerate() {
-                        let sums = Sums { p, tile, i, codes: &codes, tables };
+                        let sums = Sums { p, tile, i, codes, tables };
                         sums.add_to::<S, P>(s, scales, y, &mut ahead);
                     }
                 }
@@ -360,9 +400,15 @@ mod tests {
                 cpu.dequantize(&q, &mut w).unwrap();
                 let weight = Weight::Quantized(q);
                 let view = View::of(&weight);
-                let p = prepare(isa, &view, &x, m, exact).unwrap();
-                let mut y = vec![0.0; n * m];
-                isa.run(LookUp256 { p: &p, first: 0, y: &mut y });
+                // Codes are kept from the second product on.
+                let [y, again] = [false, true].map(|kept| {
+                    let p = prepare(isa, &view, &x, m, exact).unwrap();
+                    assert_eq!(p.turned.is_some(), kept);
+                    let mut y = vec![0.0; n * m];
+                    isa.run(LookUp256 { p: &p, first: 0, y: &mut y });
+                    y
+                });
+                assert_eq!(y, again, "{name} {isa:?}");
                 for (row, y) in y.chunks_exact(m).enumerate() {
                     for (x, y) in x.chunks_exact(k).zip(y) {
                         let products = w[row * k..][..k].iter().zip(x).map(|(w, x)| w * x);

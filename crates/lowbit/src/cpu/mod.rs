@@ -36,6 +36,7 @@ pub(crate) mod simd;
 mod stacked;
 mod tile;
 mod transposed;
+pub(crate) mod turned;
 mod view;
 
 pub use device::CpuDevice;

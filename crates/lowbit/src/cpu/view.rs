@@ -7,6 +7,7 @@ use crate::{DType, QTensor, Scales, Weight, e8m0_to_f32, pack};
 use super::byte_values::ByteValues;
 use super::groups::Groups;
 use super::simd::{Simd, Task};
+use super::turned::Turned;
 
 /// A weight `w: [N, K]` as kernels see it.
 #[derive(Clone)]
@@ -15,8 +16,10 @@ pub(crate) struct View<'a> {
     pub k: usize,
     pub codes: Codes<'a>,
     pub bytes: &'a [u8],
-    /// Absent for unquantized weights.
+    /// Absent for unquantized weights, as is the next.
     pub blocks: Option<Blocks<'a>>,
+    /// Where codes that were turned are kept.
+    pub turned: Option<&'a Turned>,
 }
 
 /// What the bytes are.
@@ -60,7 +63,14 @@ impl<'a> View<'a> {
             Weight::Quantized(q) => Self::quantized(q),
             Weight::Dense(d) => {
                 let (n, k) = rows_cols(d.shape());
-                View { n, k, codes: Codes::Dense(d.dtype()), bytes: d.data(), blocks: None }
+                View {
+                    n,
+                    k,
+                    codes: Codes::Dense(d.dtype()),
+                    bytes: d.data(),
+                    blocks: None,
+                    turned: None,
+                }
             }
         }
     }
@@ -91,7 +101,14 @@ impl<'a> View<'a> {
             _ => Groups::of(q).map_or(Codes::Other(q), Codes::Groups),
         };
         let blocks = Blocks { geometry, scales: q.scales(), means: q.means(), unit: format.unit };
-        View { n: geometry.n, k: geometry.k, codes, bytes: q.codes(), blocks: Some(blocks) }
+        View {
+            n: geometry.n,
+            k: geometry.k,
+            codes,
+            bytes: q.codes(),
+            blocks: Some(blocks),
+            turned: Some(q.turned()),
+        }
     }
 
     /// The same weight with these scales in place of its own.

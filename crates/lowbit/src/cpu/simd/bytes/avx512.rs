@@ -127,7 +127,7 @@ impl Bytes for Avx512 {
         assert!(rows.len() >= (ROWS - 1) * stride + COLUMNS, "all rows");
         assert!(codes.len() >= ROWS * COLUMNS, "room for them");
         for group in 0..ROWS / SQUARE {
-            ahead.ask(self, LINES);
+            ahead.ask(self);
             let first = group / 4 * LEN + group % 4 * 4;
             // Rows are reached by adding, four at a time: a product for each would take as long as loads.
             let mut at = &rows[first * stride..];
@@ -143,6 +143,17 @@ impl Bytes for Avx512 {
             let columns = codes.chunks_exact_mut(ROWS * COLUMNS / SQUARE);
             for (v, codes) in v.as_flattened().iter().zip(columns) {
                 self.store_bytes(*v, &mut codes[group * LEN..]);
+            }
+            if group % 4 < 3 {
+                continue;
+            }
+            // Of each four vectors, the parts of a square.
+            for codes in codes.chunks_exact_mut(ROWS * COLUMNS / SQUARE) {
+                let codes = &mut codes[group / 4 * 4 * LEN..][..4 * LEN];
+                let squares = parts(std::array::from_fn(|i| self.load_bytes(&codes[i * LEN..])));
+                for (square, codes) in squares.into_iter().zip(codes.chunks_exact_mut(LEN)) {
+                    self.store_bytes(square, codes);
+                }
             }
         }
     }
@@ -173,9 +184,6 @@ impl Bytes for Avx512 {
     }
 }
 
-/// Cache lines to ask for before sixteen rows are turned, and before a column of squares is looked up: of a tile that
-/// makes 48 times, and its codes are 256 lines.
-const LINES: usize = 6;
 /// Vectors of rows that share a look at a table: so many sums stay in registers.
 const GROUPS: usize = 2;
 
@@ -205,6 +213,26 @@ fn sum_bytes<const P: usize>(
     }
 }
 
+/// The first quarters of four vectors, the second ones, and so on.
+#[inline(always)]
+fn parts([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    use _mm512_shuffle_i32x4 as shuffle;
+    /// Quarters 0 and 2, and 1 and 3, of both.
+    const EVEN: i32 = 0b1000_1000;
+    const ODD: i32 = 0b1101_1101;
+    // SAFETY: whoever has vectors of 512 bits has the instructions.
+    unsafe {
+        let [ab, cd] = [shuffle::<EVEN>(a, b), shuffle::<EVEN>(c, d)];
+        let [ab_odd, cd_odd] = [shuffle::<ODD>(a, b), shuffle::<ODD>(c, d)];
+        [
+            shuffle::<EVEN>(ab, cd),
+            shuffle::<EVEN>(ab_odd, cd_odd),
+            shuffle::<ODD>(ab, cd),
+            shuffle::<ODD>(ab_odd, cd_odd),
+        ]
+    }
+}
+
 /// Bytes from a column of squares to the next.
 const COLUMN: usize = ROWS * COLUMNS / SQUARE;
 /// Bytes of the tables of such a column.
@@ -221,19 +249,10 @@ fn sum_squares<const P: usize>(
 ) -> [[[__m512i; 2]; P]; GROUPS] {
     let mut sums = [[[s.zeros(); 2]; P]; GROUPS];
     for (i, codes) in codes.chunks(COLUMN).enumerate() {
-        ahead.ask(s, LINES);
-        let mut index = [[s.zeros(); GROUPS]; 4];
-        for group in 0..GROUPS {
-            let load = |i: usize| s.load_bytes(&codes[(4 * group + i) * LEN..]);
-            let [a, b, c, d] = [load(0), load(1), load(2), load(3)];
-            let even = _mm512_shuffle_i32x4::<0b1000_1000>;
-            let odd = _mm512_shuffle_i32x4::<0b1101_1101>;
-            let [ac, bd] = [[even(a, b), odd(a, b)], [even(c, d), odd(c, d)]];
-            index[0][group] = even(ac[0], bd[0]);
-            index[2][group] = odd(ac[0], bd[0]);
-            index[1][group] = even(ac[1], bd[1]);
-            index[3][group] = odd(ac[1], bd[1]);
-        }
+        ahead.ask(s);
+        let index: [[__m512i; GROUPS]; 4] = std::array::from_fn(|square| {
+            std::array::from_fn(|group| s.load_bytes(&codes[(4 * group + square) * LEN..]))
+        });
         for (plane, tables) in planes.into_iter().enumerate() {
             let tables = &tables[i * TABLES..][..TABLES];
             for pair in [0, 2] {
@@ -260,14 +279,7 @@ fn sum_square<const P: usize>(
 ) -> [[[__m512i; 2]; P]; GROUPS] {
     let mut sums = [[[s.zeros(); 2]; P]; GROUPS];
     for (i, codes) in codes.chunks(COLUMN).enumerate() {
-        let index = std::array::from_fn(|group| {
-            let mut index = [0; LEN];
-            for (i, index) in index.chunks_exact_mut(SQUARE).enumerate() {
-                let from = (4 * group + i) * LEN + square * SQUARE;
-                index.copy_from_slice(&codes[from..][..SQUARE]);
-            }
-            s.load_bytes(&index)
-        });
+        let index = std::array::from_fn(|group| s.load_bytes(&codes[(4 * group + square) * LEN..]));
         for (plane, tables) in planes.into_iter().enumerate() {
             let found = look_up_256(s, &tables[i * TABLES + square * TABLE..], index);
             for group in 0..GROUPS {
@@ -286,10 +298,9 @@ fn look_up_256(s: Avx512, table: &[u8], index: [__m512i; GROUPS]) -> [__m512i; G
     let [c, d] = [s.load_bytes(&table[2 * LEN..]), s.load_bytes(&table[3 * LEN..])];
     let mut found = index;
     for (found, index) in found.iter_mut().zip(index) {
-        let upper = _mm512_movepi8_mask(index);
-        // Indices of the other half stay what they are for the second look-up.
-        let low = _mm512_mask2_permutex2var_epi8(a, index, !upper, b);
-        *found = _mm512_mask2_permutex2var_epi8(c, low, upper, d);
+        let lower = _mm512_permutex2var_epi8(a, index, b);
+        let upper = _mm512_permutex2var_epi8(c, index, d);
+        *found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper);
     }
     found
 }

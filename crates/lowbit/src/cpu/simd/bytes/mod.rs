@@ -31,8 +31,11 @@ pub(crate) const LOW_MIDDLE: u8 = 13;
 
 /// Where a loop turns a code to: its row, its square and its column of that.
 fn place(i: usize) -> (usize, usize, usize) {
-    let row = i / COLUMNS % (ROWS / SQUARE) * SQUARE + i % SQUARE;
-    (row, i % COLUMNS / SQUARE, i / (ROWS * COLUMNS / SQUARE))
+    let squares = COLUMNS / SQUARE;
+    // Of sixteen rows that follow each other here, four do elsewhere.
+    let within = i % SQUARE / 4 * SQUARE + i % MOST_BYTES / SQUARE * 4 + i % 4;
+    let row = i / (squares * MOST_BYTES) % (ROWS / MOST_BYTES) * MOST_BYTES + within;
+    (row, i / MOST_BYTES % squares, i / (squares * ROWS))
 }
 
 /// Cache lines that are needed soon, asked for one by one during other work: all at once they would wait for each
@@ -41,18 +44,19 @@ pub(crate) struct Ahead<'a> {
     bytes: &'a [u8],
     at: usize,
     end: usize,
+    each: usize,
 }
 
 impl<'a> Ahead<'a> {
-    /// Those of `bytes[at..end]`, of which not all need be there.
-    pub fn new(bytes: &'a [u8], at: usize, end: usize) -> Self {
-        Ahead { bytes, at, end }
+    /// Those of `bytes[at..end]`, of which not all need be there, so many at a time.
+    pub fn new(bytes: &'a [u8], at: usize, end: usize, each: usize) -> Self {
+        Ahead { bytes, at, end, each }
     }
 
     /// Asks for some more.
     #[inline(always)]
-    pub fn ask<B: Bytes>(&mut self, s: B, lines: usize) {
-        for _ in 0..lines {
+    pub fn ask<B: Bytes>(&mut self, s: B) {
+        for _ in 0..self.each {
             if self.at >= self.end {
                 return;
             }
@@ -153,9 +157,9 @@ pub(crate) trait Bytes: Copy {
     fn looks_up_bytes(self) -> bool {
         false
     }
-    /// The first [`COLUMNS`] bytes of [`ROWS`] rows that begin `stride` bytes apart, turned: squares, all of a
-    /// column of squares together and by their columns, `[SQUARE, ROWS / SQUARE, COLUMNS / SQUARE, SQUARE]`, in
-    /// an order of rows that [`sum_bytes`](Self::sum_bytes) knows.
+    /// The first [`COLUMNS`] bytes of [`ROWS`] rows that begin `stride` bytes apart, turned: a byte of 64 rows
+    /// together, `[SQUARE, ROWS / 64, COLUMNS / SQUARE, 64]`, in an order of rows that
+    /// [`sum_bytes`](Self::sum_bytes) knows.
     #[inline(always)]
     fn turn(self, rows: &[u8], stride: usize, codes: &mut [u8], _ahead: &mut Ahead<'_>) {
         for (i, code) in codes.iter_mut().enumerate() {
