@@ -192,7 +192,7 @@ def main() -> None:
     theirs = {
         name: Product(libraries, kind, w, x, arguments.threads) for name, kind in THEIRS.items()
     }
-    command = [LOWBIT, "bench", "linear", "--json", "--seconds", "0.3", "--shape", arguments.shape]
+    command = [LOWBIT, "bench", "linear", "--json", "--seconds", "2", "--shape", arguments.shape]
     command += ["--format", OURS, "--dtype", "bf16,f32", "--rows", str(arguments.rows)]
     command += ["--threads", str(arguments.threads)]
     times: dict[str, list[float]] = {name: [] for name in theirs}
