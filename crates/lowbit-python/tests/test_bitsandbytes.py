@@ -102,6 +102,30 @@ def test_storage_is_only_a_view(storage):
     torch.testing.assert_close(y, x @ restored.t(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_one_times_an_activation_is_the_activation(dtype, quant_type):
+    # However large those beside it are.
+    eye = torch.eye(2048, dtype=dtype)
+    codes, state = F.quantize_4bit(eye, quant_type=quant_type)
+    x = torch.normal(0, 0.1, (1, 1, 2048), generator=torch.Generator().manual_seed(1)).to(dtype)
+    torch.testing.assert_close(bnb.matmul_4bit(x, codes.t(), state), x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_weights_that_require_a_gradient_are_restored(dtype):
+    w = torch.randn(64, 96, dtype=dtype, requires_grad=True)
+    codes, state = F.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
+    plain = F.quantize_4bit(w.detach(), quant_type="nf4", compress_statistics=True)
+    assert torch.equal(F.dequantize_4bit(codes, state), F.dequantize_4bit(*plain))
+    codes, absmax = op("quantize_blockwise")(w, F.create_dynamic_map(), 64)
+    restored = op("dequantize_blockwise")(codes, absmax, F.create_dynamic_map(), 64, dtype)
+    restored += 1  # As bitsandbytes does with absmax.
+    codes, stats, _ = op("int8_vectorwise_quant")(w)
+    restored = op("int8_vectorwise_dequant")(codes[None], stats[None].requires_grad_())
+    restored += 1
+
+
 def test_outputs_given_are_written():
     w = torch.randn(32, 64, dtype=torch.bfloat16)
     codes, state = F.quantize_4bit(w, quant_type="nf4")

@@ -99,7 +99,7 @@ pub(crate) fn prepare<'a>(
         sums: block_sums(x, blocks),
         turned: None,
     };
-    let turned = view.turned.and_then(|turned| turned.get(|| isa.run(TurnAll(&p))));
+    let turned = blocks.turned.get(|| isa.run(TurnAll(&p)));
     let units = isa.run(Units(&p));
     units.iter().all(|unit| unit.value.is_finite()).then_some(ByteTables { units, turned, ..p })
 }

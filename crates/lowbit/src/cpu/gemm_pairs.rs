@@ -10,15 +10,16 @@ use super::buffer::Buffer;
 use super::convert::widen;
 use super::dispatch::Isa;
 use super::linear::Pool;
-use super::simd::{PEAK16, STEP16, Simd, Task};
+use super::simd::{STEP16, Simd, Task};
 use super::view::{Aligned, Codes, View};
 use crate::{Element, threads};
 
 /// Terms that share a scale, and their pairs.
 const CHUNK: usize = STEP16;
 const PAIRS: usize = CHUNK / 2;
-/// Largest magnitude of a weight: with [`PEAK16`], 64 products of the largest are below 2^31.
+/// Largest magnitudes of a weight and of an activation: 64 products of those are below 2^31.
 const PEAK_W: f32 = 4095.0;
+const PEAK_X: f32 = 8190.0;
 /// Chunks of rows of a weight that are decoded together.
 const CHUNKS: usize = 4;
 /// Rows of a weight, or columns, that a thread takes at once: its first-level cache holds their chunks.
@@ -142,7 +143,7 @@ impl<T: Element> Task for Round<'_, T> {
             // What is beyond the rows that there are stays zero.
             for row in panel * S::LANES..m.min((panel + 1) * S::LANES) {
                 widen(s, &x[row * len + from..][..terms], &mut wide[..terms]);
-                let scale = encode(s, &wide, PEAK16, &mut ints);
+                let scale = encode(s, &wide, PEAK_X, &mut ints);
                 is_finite &= scale.is_finite();
                 let of_row = out[row % S::LANES..].iter_mut().step_by(S::LANES);
                 let scale = scale.to_bits() as i32;
@@ -438,7 +439,7 @@ mod tests {
     /// A product, and the most by which rounding both factors may change it.
     fn exact(w: &[f32], x: &[f32]) -> (f64, f64) {
         let half = |v: &[f32], peak: f32| v.iter().fold(0.0f32, |a, b| a.max(b.abs())) / peak / 2.0;
-        let (of_w, of_x) = (half(w, PEAK_W), half(x, PEAK16));
+        let (of_w, of_x) = (half(w, PEAK_W), half(x, PEAK_X));
         let bound = w.iter().zip(x).map(|(w, x)| f64::from(x.abs() * of_w + w.abs() * of_x));
         let sum = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
         (sum, bound.sum::<f64>() * 1.01)

@@ -48,7 +48,7 @@ const LINE: usize = 16;
 /// `y = x wᵀ + bias`: `w: [N, K]`, `x: [M, K]`, `bias: [N]`, `y: [M, N]`; the lengths are right.
 ///
 /// With `precision` of 16 bits the activations may be rounded to 16-bit integers, which keeps
-/// about 13 bits of the largest of each 64.
+/// about 14 bits of the largest of each 64.
 pub(crate) fn linear<T: Element>(
     isa: Isa,
     view: &View<'_>,

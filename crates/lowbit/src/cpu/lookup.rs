@@ -136,7 +136,7 @@ impl Tables<'_> {
     #[inline(always)]
     fn multiply<S: Simd>(&self, s: S, first: usize, row_of_x: usize, y: &mut [f32]) {
         let codes = self.groups.codes();
-        let Blocks { geometry, scales, means, unit } = self.blocks;
+        let Blocks { geometry, scales, means, unit, .. } = self.blocks;
         let size = self.products.len() / self.m;
         let products = &self.products[row_of_x * size..][..size];
         let per_row = size / codes;

@@ -167,7 +167,7 @@ impl Cpu {
     /// `y = x wᵀ + bias`: `w: [N, K]`, `x: [.., K]`, `bias: [N]`, `y: [.., N]`.
     ///
     /// Accumulates in f32. f32 activations get f32 accuracy; f16 and bf16 ones may be rounded to
-    /// 16-bit integers, to about 1e-4 of the largest in each 64, and weights to 16 bits.
+    /// 16-bit integers, to less than 1e-4 of the largest in each 64, and weights to 12 bits or more.
     ///
     /// # Errors
     /// [`Error::Argument`] if a length does not fit.

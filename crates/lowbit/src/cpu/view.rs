@@ -16,10 +16,8 @@ pub(crate) struct View<'a> {
     pub k: usize,
     pub codes: Codes<'a>,
     pub bytes: &'a [u8],
-    /// Absent for unquantized weights, as is the next.
+    /// Absent for unquantized weights.
     pub blocks: Option<Blocks<'a>>,
-    /// Where codes that were turned are kept.
-    pub turned: Option<&'a Turned>,
 }
 
 /// What the bytes are.
@@ -48,6 +46,8 @@ pub(crate) struct Blocks<'a> {
     pub scales: &'a Scales,
     pub means: Option<&'a [f32]>,
     pub unit: f32,
+    /// Where codes that were turned are kept.
+    pub turned: &'a Turned,
 }
 
 impl Blocks<'_> {
@@ -63,14 +63,7 @@ impl<'a> View<'a> {
             Weight::Quantized(q) => Self::quantized(q),
             Weight::Dense(d) => {
                 let (n, k) = rows_cols(d.shape());
-                View {
-                    n,
-                    k,
-                    codes: Codes::Dense(d.dtype()),
-                    bytes: d.data(),
-                    blocks: None,
-                    turned: None,
-                }
+                View { n, k, codes: Codes::Dense(d.dtype()), bytes: d.data(), blocks: None }
             }
         }
     }
@@ -100,15 +93,14 @@ impl<'a> View<'a> {
             }
             _ => Groups::of(q).map_or(Codes::Other(q), Codes::Groups),
         };
-        let blocks = Blocks { geometry, scales: q.scales(), means: q.means(), unit: format.unit };
-        View {
-            n: geometry.n,
-            k: geometry.k,
-            codes,
-            bytes: q.codes(),
-            blocks: Some(blocks),
-            turned: Some(q.turned()),
-        }
+        let blocks = Blocks {
+            geometry,
+            scales: q.scales(),
+            means: q.means(),
+            unit: format.unit,
+            turned: q.turned(),
+        };
+        View { n: geometry.n, k: geometry.k, codes, bytes: q.codes(), blocks: Some(blocks) }
     }
 
     /// The same weight with these scales in place of its own.

@@ -137,7 +137,7 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         if blocksize not in entry.block_sizes or code.numel() != 256:
             return _dequantize_with_map(A, absmax, code, blocksize, dtype)
         weight = _weight(A, absmax, entry.name, [A.numel()], blocksize, code)
-        return run.dequantize(known_dtype(dtype), *weight).to(dtype).view(A.shape)
+        return _shaped(run.dequantize(known_dtype(dtype), *weight).to(dtype), A.shape)
 
     def int8_vectorwise_quant(
         A: Tensor, threshold: float = 0.0
@@ -165,7 +165,7 @@ def kernels(run: ModuleType) -> dict[str, Callable[..., Any]]:
         rows = A.reshape(A.shape[:-1].numel(), A.shape[-1])
         k = max(rows.shape[1], 1)
         weight = _weight(rows, stats.reshape(-1), _ROWS.name, rows.shape, k)
-        return run.dequantize(torch.float32, *weight).view(A.shape)
+        return _shaped(run.dequantize(torch.float32, *weight), A.shape)
 
     def int8_double_quant(
         A: Tensor, threshold: float = 0.0
@@ -340,6 +340,16 @@ def _writing_to_out(kernel: Callable[..., Tensor]) -> Callable[..., None]:
     return with_out
 
 
+def _shaped(made: Tensor, shape: torch.Size) -> Tensor:
+    """Numbers that nothing else holds, in that shape.
+
+    Not a view of them: where an argument requires a gradient, autograd takes what a kernel returns
+    for a leaf that does, and a view of such a leaf refuses `+=`, which bitsandbytes does to
+    restored absmax.
+    """
+    return torch.ops.aten._unsafe_view.default(made, shape)
+
+
 def _nibbles(quant_type: str) -> str:
     if quant_type not in _NIBBLES:
         raise ValueError(f"quant_type: expected one of {list(_NIBBLES)}, got {quant_type!r}")
@@ -408,7 +418,7 @@ def _dequantize_with_map(
 ) -> Tensor:
     """The inverse of `_quantize_with_map`."""
     values = _in_blocks(code[A.long()], block_size) * absmax[:, None]
-    return values.view(-1)[: A.numel()].view(A.shape).to(dtype)
+    return _shaped(values.view(-1)[: A.numel()].to(dtype), A.shape)
 
 
 def _in_blocks(t: Tensor, block_size: int) -> Tensor:

@@ -150,7 +150,11 @@ impl Bytes for Avx512 {
             // Of each four vectors, the parts of a square.
             for codes in codes.chunks_exact_mut(ROWS * COLUMNS / SQUARE) {
                 let codes = &mut codes[group / 4 * 4 * LEN..][..4 * LEN];
-                let squares = parts(std::array::from_fn(|i| self.load_bytes(&codes[i * LEN..])));
+                let mut columns = [self.zeros(); 4];
+                for (column, codes) in columns.iter_mut().zip(codes.chunks_exact(LEN)) {
+                    *column = self.load_bytes(codes);
+                }
+                let squares = parts(columns);
                 for (square, codes) in squares.into_iter().zip(codes.chunks_exact_mut(LEN)) {
                     self.store_bytes(square, codes);
                 }
