@@ -12,7 +12,6 @@ use crate::unroll::unroll;
 
 const DIVIDE: &str = include_str!("kernels/divide.wgsl");
 const ABSMAX: &str = include_str!("kernels/absmax.wgsl");
-const NONE_BAD: &str = include_str!("kernels/none_bad.wgsl");
 const ENCODE: &str = include_str!("kernels/encode.wgsl");
 const QUANTIZE_BLOCKS: &str = include_str!("kernels/quantize_blocks.wgsl");
 const QUANTIZE_EIGHT: &str = include_str!("kernels/quantize_eight.wgsl");
@@ -32,10 +31,10 @@ pub struct Quantized<B> {
     /// Packed codes.
     pub codes: B,
     /// One f32 a block, which [`read`](Self::read) rounds where the format stores less; where its
-    /// scales are E8M0, the byte in the low bits of a u32.
+    /// scales are E8M0, the byte in the low bits of a u32. That of a block with a number that is not
+    /// finite is not finite either, or 255, E8M0's NaN: so nothing else need be cleared before calls or
+    /// shared between them, which would keep one from starting while the one before runs.
     pub scales: B,
-    /// Index of the first number that is not finite, or `u32::MAX`.
-    pub bad: B,
 }
 
 /// A format's thresholds and codes on the GPU, ready to quantize any number of tensors.
@@ -79,13 +78,6 @@ impl<B: Clone> Quantizer<B> {
         count(OP, g.n.saturating_mul(g.k))?;
         let codes = queue.scratch((g.code_bytes.next_multiple_of(4)) as u64)?;
         let scales = queue.scratch(4 * g.blocks as u64)?;
-        let bad = queue.scratch(4)?;
-        static CLEAR: Memo<()> = Memo::new();
-        let clear = CLEAR.get((), |()| {
-            let builder = Builder::new("none_bad").bind("bad", Access::ReadWrite, "array<u32>");
-            builder.build(&["none"], "none_bad", 1, NONE_BAD)
-        });
-        queue.dispatch(&clear, &[&bad], &[u32::MAX], [1, 1, 1])?;
         if self.is_line(&g) && g.blocks > 0 {
             let size = g.block_size;
             // What a group holds at a time; larger blocks, or other sizes, it reads twice.
@@ -100,13 +92,13 @@ impl<B: Clone> Quantizer<B> {
                 Some(_) => cover(eights.into(), GROUP, queue.limits()),
                 None => cover(g.blocks as u64, 1, queue.limits()),
             };
-            let buffers = [w, &scales, &bad, &self.ups, &self.ranked, &codes];
+            let buffers = [w, &scales, &self.ups, &self.ranked, &codes];
             let params = [eights, count(OP, g.blocks)?, count(OP, size.div_ceil(8))?];
             queue.dispatch(&kernel, &buffers, &params, groups)?;
         } else {
-            self.in_two_passes(queue, [w, &scales, &bad, &codes], dtype, &g)?;
+            self.in_two_passes(queue, [w, &scales, &codes], dtype, &g)?;
         }
-        Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales, bad })
+        Ok(Quantized { format, shape: shape.to_vec(), geometry: g, codes, scales })
     }
 
     /// Whether blocks and codes lie one after the other, as numbers do, in eights.
@@ -122,11 +114,11 @@ impl<B: Clone> Quantizer<B> {
         plain && in_line && (g.n * g.k).is_multiple_of(8) && g.block_size.is_multiple_of(8)
     }
 
-    /// Scales first, then codes. `buffers`: weights, scales, `bad`, codes.
+    /// Scales first, then codes.
     fn in_two_passes<Q: Queue<Buffer = B>>(
         &self,
         queue: &Q,
-        [w, scales, bad, codes]: [&B; 4],
+        [w, scales, codes]: [&B; 3],
         dtype: DType,
         g: &Geometry,
     ) -> Result<()> {
@@ -149,7 +141,7 @@ impl<B: Clone> Quantizer<B> {
         if g.blocks > 0 {
             let groups = cover(g.blocks as u64, GROUP / 32, queue.limits());
             let kernel = ABSMAX_KERNELS.get(key, |_| absmax_kernel(format, dtype));
-            queue.dispatch(&kernel, &[w, scales, &factors, bad], &params, groups)?;
+            queue.dispatch(&kernel, &[w, scales, &factors], &params, groups)?;
         }
         if words > 0 {
             let groups = cover(words.into(), GROUP, queue.limits());
@@ -200,32 +192,29 @@ pub fn double_quantize<Q: Queue>(queue: &Q, scales: &[f32]) -> Result<Scales> {
 }
 
 impl<B: Clone> Quantized<B> {
-    /// Waits for it and copies it out. `w` are the numbers that were quantized, for the message if
-    /// one of them is not finite.
+    /// Waits for it and copies it out. `w` are the numbers that were quantized, in which one that is not
+    /// finite is looked for if there is one.
     ///
     /// # Errors
     /// [`Error::NotFinite`], and as [`Queue::read`].
     pub fn read<Q: Queue<Buffer = B>>(self, queue: &Q, w: &[f32]) -> Result<QTensor> {
         let g = &self.geometry;
-        let bad = queue.read(&self.bad, 4)?;
-        let bad = bytemuck::pod_read_unaligned::<u32>(&bad);
-        if bad != u32::MAX {
-            let index = bad as usize;
+        let codes = queue.read(&self.codes, g.code_bytes as u64)?;
+        let stored = queue.read(&self.scales, 4 * g.blocks as u64)?;
+        let stored: Vec<f32> = bytemuck::pod_collect_to_vec(&stored);
+        let finite = |scale: &f32| match self.format.scale {
+            ScaleKind::E8M0 => scale.to_bits() < 255,
+            _ => scale.is_finite(),
+        };
+        if !stored.iter().all(finite) {
+            let index = w.iter().position(|w| !w.is_finite()).unwrap_or(0);
             let value = w.get(index).copied().unwrap_or(f32::NAN);
             return Err(Error::NotFinite { op: "quantize", index, value });
         }
-        let codes = queue.read(&self.codes, g.code_bytes as u64)?;
-        let stored = queue.read(&self.scales, 4 * g.blocks as u64)?;
         let scales = match self.format.scale {
-            ScaleKind::E8M0 => {
-                let bytes = stored.chunks_exact(4).map(|word| word[0]);
-                Scales::E8M0(bytes.collect::<Vec<u8>>().into())
-            }
-            ScaleKind::Absmean => {
-                let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&stored);
-                Scales::F16(scales.into_iter().map(f16_scale).collect())
-            }
-            _ => Scales::F32(bytemuck::pod_collect_to_vec(&stored).into()),
+            ScaleKind::E8M0 => Scales::E8M0(stored.iter().map(|s| s.to_bits() as u8).collect()),
+            ScaleKind::Absmean => Scales::F16(stored.into_iter().map(f16_scale).collect()),
+            _ => Scales::F32(stored.into()),
         };
         QTensor::from_parts(Parts {
             format: self.format,
@@ -285,9 +274,8 @@ fn with_ranks(builder: Builder, format: &Format, encoder: &Encoder) -> Builder {
 fn blocks_kernel(format: &Format, encoder: &Encoder, dtype: DType, held: Option<u32>) -> Kernel {
     let counts = [("WORDS", format.code_bits / 4), ("EACH_WORD", 32 / format.code_bits)];
     let name = if held.is_some() { "quantize_blocks" } else { "quantize_large" };
-    let builder = builder(name, format, dtype, "array<X8>")
-        .bind("scales", Access::ReadWrite, "array<f32>")
-        .bind("bad", Access::ReadWrite, "array<atomic<u32>>");
+    let builder =
+        builder(name, format, dtype, "array<X8>").bind("scales", Access::ReadWrite, "array<f32>");
     let builder =
         with_ranks(builder, format, encoder).text(SCALE).text(&unroll(QUANTIZE_EIGHT, &counts));
     let (builder, body) = match held {
@@ -301,7 +289,6 @@ fn absmax_kernel(format: &Format, dtype: DType) -> Kernel {
     builder("absmax", format, dtype, "array<X2>")
         .bind("scales", Access::ReadWrite, "array<f32>")
         .bind("factors", Access::ReadWrite, "array<f32>")
-        .bind("bad", Access::ReadWrite, "array<atomic<u32>>")
         .text(SCALE)
         .build(PARAMS, "absmax", GROUP, ABSMAX)
 }

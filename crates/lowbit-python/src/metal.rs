@@ -55,8 +55,8 @@ struct PyStep {
     group: [u32; 3],
 }
 
-/// `w -> codes, scales, index of the first number that is not finite`. Scales that are exponents take
-/// 32 bits each.
+/// `w -> codes, scales`. Scales that are exponents take 32 bits each. Those of blocks with numbers that are not
+/// finite are not finite, or 255.
 #[pyfunction]
 pub fn plan_quantize(
     format: &str,
@@ -70,7 +70,7 @@ pub fn plan_quantize(
         let g = Geometry::new(format, &shape, Some(block_size.0))?;
         let w = planner.input("w", numbers(g.n, g.k, dtype));
         let q = lowbit_gpu::quantize(planner, format, &w, dtype, &shape, Some(block_size.0))?;
-        Ok(vec![q.codes, q.scales, q.bad])
+        Ok(vec![q.codes, q.scales])
     })
 }
 

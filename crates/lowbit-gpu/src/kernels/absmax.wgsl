@@ -1,8 +1,17 @@
 // Absmax or mean magnitude, stored scale and factor of every block: 32 threads a block, whose sums are
-// added as `absmean` of the reference adds them. A number that is not finite
-// leaves its index in `bad`, the smallest of them. w: [N, K] in pairs.
+// added as `absmean` of the reference adds them. w: [N, K] in pairs.
 
 var<workgroup> largest: array<u32, GROUP>;
+
+// Bits of the larger of two magnitudes, or of their sum; what is not finite stays so. A sum that overflows
+// becomes the largest number.
+fn joined(a: u32, b: u32) -> u32 {
+    let most = max(a, b);
+    if (MEAN && most < 0x7f800000u) {
+        return min(bitcast<u32>(bitcast<f32>(a) + bitcast<f32>(b)), 0x7f7fffffu);
+    }
+    return most;
+}
 
 @compute @workgroup_size(GROUP)
 fn absmax(
@@ -19,32 +28,20 @@ fn absmax(
     if (block < p.blocks) {
         for (var i = first + lane; i < end; i += 32u) {
             let bits = bitcast<u32>(x_unpack(w[i >> 1u])[i & 1u]) & 0x7fffffffu;
-            if (bits >= 0x7f800000u) {
-                atomicMin(&bad[0], i);
-            }
-            if (MEAN) {
-                most = bitcast<u32>(bitcast<f32>(most) + bitcast<f32>(bits));
-            } else {
-                most = max(most, bits);
-            }
+            most = joined(most, bits);
         }
     }
     largest[thread] = most;
     workgroupBarrier();
     for (var half = 16u; half > 0u; half >>= 1u) {
         if (lane < half) {
-            let other = largest[thread + half];
-            if (MEAN) {
-                largest[thread] = bitcast<u32>(bitcast<f32>(largest[thread]) + bitcast<f32>(other));
-            } else {
-                largest[thread] = max(largest[thread], other);
-            }
+            largest[thread] = joined(largest[thread], largest[thread + half]);
         }
         workgroupBarrier();
     }
     if (lane == 0u && block < p.blocks) {
-        var bits = min(largest[thread], 0x7f7fffffu);
-        if (MEAN) {
+        var bits = largest[thread];
+        if (MEAN && bits < 0x7f800000u) {
             bits = bitcast<u32>(divide(bitcast<f32>(max(bits, 1u)), f32(end - first)))
                 * u32(bits != 0u);
         }

@@ -21,7 +21,7 @@ fn quantize_blocks(
     if (there) {
         v = load_eight(eight);
     }
-    largest[thread] = largest_of(v, eight);
+    largest[thread] = largest_of(v);
     workgroupBarrier();
     for (var half = EACH / 2u; half > 0u; half >>= 1u) {
         if (thread % EACH < half) {
@@ -31,7 +31,7 @@ fn quantize_blocks(
     }
     let block = at * OWN + thread;
     if (thread < OWN && block < p.blocks) {
-        let factor = store_scale(block, min(largest[thread * EACH], 0x7f7fffffu));
+        let factor = store_scale(block, largest[thread * EACH]);
         of_block[thread] = vec2<f32>(factor, scales[block]);
     }
     workgroupBarrier();

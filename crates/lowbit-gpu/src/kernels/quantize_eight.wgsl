@@ -1,7 +1,6 @@
-// Eight numbers at a time: the largest magnitude of them, and their codes. Needs `bad` and `codes`.
+// Eight numbers at a time: the largest magnitude of them, and their codes. Needs `codes`.
 
 const CODES_PER_WORD = 32u / BITS;
-const INFINITE = vec4<u32>(0x7f800000u);
 
 alias Eight = array<vec4<f32>, 2>;
 
@@ -10,22 +9,12 @@ fn load_eight(eight: u32) -> Eight {
     return Eight(x_low(stored), x_high(stored));
 }
 
-// Bits of the largest magnitude; a number that is not finite leaves its index in `bad`, the smallest of them.
-fn largest_of(v: Eight, eight: u32) -> u32 {
+// Bits of the largest magnitude; of what is not finite, if there is any, since those are the largest.
+fn largest_of(v: Eight) -> u32 {
     let low = bitcast<vec4<u32>>(v[0]) & vec4<u32>(0x7fffffffu);
     let high = bitcast<vec4<u32>>(v[1]) & vec4<u32>(0x7fffffffu);
     let both = max(low, high);
-    let most = max(max(both.x, both.y), max(both.z, both.w));
-    if (most >= 0x7f800000u) {
-        atomicMin(&bad[0], eight * 8u + select(4u + first_bad(high), first_bad(low), any(low >= INFINITE)));
-    }
-    return most;
-}
-
-// The first of four magnitudes that is not finite.
-fn first_bad(v: vec4<u32>) -> u32 {
-    let is_bad = v >= INFINITE;
-    return select(select(select(3u, 2u, is_bad.z), 1u, is_bad.y), 0u, is_bad.x);
+    return max(max(both.x, both.y), max(both.z, both.w));
 }
 
 // Their codes, given factor and stored scale of their block.

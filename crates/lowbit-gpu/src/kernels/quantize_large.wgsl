@@ -17,7 +17,7 @@ fn quantize_large(
     let end = min((block + 1u) * p.each, p.eights);
     var most = 0u;
     for (var eight = first; eight < end; eight += GROUP) {
-        most = max(most, largest_of(load_eight(eight), eight));
+        most = max(most, largest_of(load_eight(eight)));
     }
     largest[thread] = most;
     workgroupBarrier();
@@ -28,7 +28,7 @@ fn quantize_large(
         workgroupBarrier();
     }
     if (thread == 0u && block < p.blocks) {
-        let factor = store_scale(block, min(largest[0], 0x7f7fffffu));
+        let factor = store_scale(block, largest[0]);
         of_block = vec2<f32>(factor, scales[block]);
     }
     workgroupBarrier();

@@ -47,6 +47,7 @@ __all__ = [
 
 _ALIGNMENT = 16
 """Bytes: where a buffer may begin, for kernels that read vectors of four words."""
+_E8M0_NAN = 255
 _EXPONENT = 2**23
 """The lowest bit of the exponent of an f32."""
 
@@ -61,15 +62,14 @@ def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
     g = entry.geometry(w.shape, block_size)
     plan = _plan("quantize", w.device, format, dtype_name(w, "w"), tuple(w.shape), g.block_size)
     scale_dtype = torch.int32 if entry.scales_are_bytes else torch.float32
-    codes, scales, bad = plan.run(
+    codes, scales = plan.run(
         {"w": w},
         Result(torch.uint8, [g.code_bytes]),
         Result(scale_dtype, [g.blocks]),
-        Result(torch.int32, [1]),
     )
-    index = int(bad.item())
-    if index != -1:
-        index &= 0xFFFF_FFFF
+    fit = scales != _E8M0_NAN if entry.scales_are_bytes else scales.isfinite()
+    if not fit.all():
+        index = int(w.flatten().isfinite().logical_not().nonzero()[0])
         raise ValueError(
             f"quantize: expected finite values, got {w.flatten()[index].item()} at index {index}; "
             "repair the tensor or leave it unquantized"
