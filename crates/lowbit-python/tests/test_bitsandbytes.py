@@ -237,6 +237,18 @@ def test_int8_layers_train_without_a_dense_weight(monkeypatch):
     torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
 
 
+def test_int8_layers_train_when_they_are_compiled():
+    layer = bnb.nn.Linear8bitLt(96, 64, has_fp16_weights=False).to("cpu").train()
+    x, dy = torch.randn(5, 96, dtype=torch.float16), torch.randn(5, 64, dtype=torch.float16)
+    gradients = []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        given = x.clone().requires_grad_()
+        run(given).backward(dy)
+        gradients.append(given.grad)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
 def test_int8_layers_still_train_their_weights():
     layer = bnb.nn.Linear8bitLt(64, 32, has_fp16_weights=True).to("cpu").train()
     x = torch.randn(3, 64)

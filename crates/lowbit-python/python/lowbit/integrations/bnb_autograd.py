@@ -45,22 +45,25 @@ def matmul_8bit_class(theirs: type[torch.autograd.Function]) -> type[torch.autog
             bias: Tensor | None = None,
             state: Any = None,
         ) -> Tensor:
-            ctx.weight = None
-            if state.has_fp16_weights or state.CB is None or state.SCB is None:
+            ctx.is_theirs = state.has_fp16_weights or state.CB is None or state.SCB is None
+            if ctx.is_theirs:
                 return theirs.forward(ctx, A, B, out, bias, state)  # type: ignore[attr-defined]
-            ctx.weight = packed_rows(state.CB, state.SCB)
+            ctx.save_for_backward(state.CB, state.SCB)
             ctx.dtype_bias = None if bias is None else bias.dtype
             x = known(A)
             bias = None if bias is None else bias.to(x.dtype)
-            return ops.linear(x, bias, *ctx.weight).to(A.dtype)
+            y = ops.linear(x, bias, *packed_rows(state.CB, state.SCB))
+            # Not `to` without need: in a compiled function torch 2.11 takes what it answers, the
+            # same tensor, for another one, and gradients do not arrive.
+            return y if y.dtype == A.dtype else y.to(A.dtype)
 
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-            if ctx.weight is None:
+            if ctx.is_theirs:
                 return theirs.backward(ctx, grad_output)  # type: ignore[attr-defined]
             grad_A = grad_bias = None
             if ctx.needs_input_grad[0]:
-                grad_A = _transposed(grad_output, ctx.weight)
+                grad_A = _transposed(grad_output, packed_rows(*ctx.saved_tensors))
             if ctx.needs_input_grad[3]:
                 flat = grad_output.reshape(-1, grad_output.shape[-1])
                 grad_bias = flat.sum(0, dtype=ctx.dtype_bias)
