@@ -11,7 +11,7 @@ use super::buffer::{Buffer, row_stride};
 use super::dispatch::Isa;
 use super::gemv;
 use super::linear::Pool;
-use super::simd::{PEAK_W16, PEAK_X16, STEP16, Simd, Task};
+use super::simd::{STEP16, Simd, Task};
 use super::view::{Aligned, Codes, View};
 
 /// Steps of a tile: 512 columns. Scales are kept in groups of so many.
@@ -19,9 +19,14 @@ const STEPS: usize = 8;
 const COLS: usize = STEPS * STEP16;
 /// Bytes of a step of codes.
 const BYTES: usize = STEP16 / 2;
+/// Largest magnitudes of an activation and of a weight: eight products of those fit an i32. An
+/// activation has the finer unit, so that one beside another that is 40,000 times as large does not vanish.
+const PEAK_X: f32 = 24570.0;
+const PEAK_W: f32 = 10922.0;
+const _: () = assert!(8.0 * PEAK_X as f64 * (PEAK_W as f64) < i32::MAX as f64);
 /// Units of the second integer in one of the first, for activations and for weights.
-const LOW_X: f32 = 2.0 * PEAK_X16;
-const LOW_W: f32 = 2.0 * PEAK_W16;
+const LOW_X: f32 = 2.0 * PEAK_X;
+const LOW_W: f32 = 2.0 * PEAK_W;
 
 /// Activations and weights, ready for these kernels.
 pub(crate) struct Prepared<'a> {
@@ -64,7 +69,7 @@ pub(crate) fn prepare<'a>(
         _ => return None,
     };
     let peak = table.iter().fold(0.0f32, |peak, v| peak.max(v.abs()));
-    let factor = PEAK_W16 / peak;
+    let factor = PEAK_W / peak;
     let finite = factor.is_finite() && table.iter().all(|v| v.is_finite());
     if !finite || view.k % STEP16 != 0 {
         return None;
@@ -123,7 +128,7 @@ impl Task for &mut Round<'_> {
     fn run<S: Simd>(self, s: S) {
         let steps = self.x.chunks_exact(STEP16).zip(self.scales.iter_mut());
         for ((x, scale), high) in steps.zip(self.high.chunks_exact_mut(STEP16)) {
-            *scale = f32::from_bits(s.max_magnitude_bits(x)) / PEAK_X16;
+            *scale = f32::from_bits(s.max_magnitude_bits(x)) / PEAK_X;
             s.encode_step(x, factor(*scale), high);
         }
         let steps = self.x.chunks_exact(STEP16).zip(self.scales.iter());
@@ -401,7 +406,7 @@ impl Tile<'_> {
 mod tests {
     use half::{bf16, f16};
 
-    use super::PEAK_X16;
+    use super::PEAK_X;
     use crate::cpu::Isa;
     use crate::{Cpu, Element, QTensor, formats};
 
@@ -419,7 +424,7 @@ mod tests {
             cpu.linear(w, &x, None, &mut y).unwrap();
             for (x, y) in x.iter().zip(y) {
                 let (x, y): (f32, f32) = ((*x).into(), y.into());
-                let bound = 0.5 / PEAK_X16 + x.abs() / 256.0;
+                let bound = 0.5 / PEAK_X + x.abs() / 256.0;
                 assert!((x - y).abs() <= bound, "{}: {x} became {y}", cpu.isa().name());
             }
         }

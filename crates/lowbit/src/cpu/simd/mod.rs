@@ -35,12 +35,6 @@ pub(crate) const STEP16: usize = 64;
 /// The most that [`Simd::LANES`] is.
 pub(crate) const MOST_LANES: usize = 16;
 
-/// Largest magnitudes in that product, of an activation and of a weight: eight such products fit an i32. An
-/// activation has the finer unit, so that one beside another that is 40,000 times as large does not vanish.
-pub(crate) const PEAK_X16: f32 = 24570.0;
-pub(crate) const PEAK_W16: f32 = 10922.0;
-const _: () = assert!(8.0 * PEAK_X16 as f64 * (PEAK_W16 as f64) < i32::MAX as f64);
-
 /// A kernel, ready to run.
 pub(crate) trait Task {
     /// What it returns.
