@@ -2,12 +2,14 @@
 //!
 //! Every function takes addresses and lengths of memory that Python allocated, checks what can be
 //! checked of them, lets other Python threads run while it works, and keeps nothing. Devices, dtypes,
-//! strides and gradients are the business of the Python half.
+//! strides and gradients are the business of the Python half; but for products of tensors that are in
+//! order, which torch calls without Python (`stable.rs`).
 
 mod memory;
 mod metal;
 mod operations;
 mod optimizer;
+mod stable;
 mod table;
 mod threads;
 mod weight;
@@ -30,6 +32,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::optimizer::{optimizer_update, optimizers};
+    #[pymodule_export]
+    use crate::stable::{describe, register_stable, stable_symbols};
     #[pymodule_export]
     use crate::table::{conformance, format_by_name, formats, instruction_set};
     #[pymodule_export]

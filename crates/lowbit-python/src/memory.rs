@@ -33,6 +33,11 @@ pub fn sizes(list: &[Size]) -> Vec<usize> {
 pub struct Region(Size, Size);
 
 impl Region {
+    /// So many elements from an address on.
+    pub fn new(address: usize, len: usize) -> Self {
+        Region(Size(address), Size(len))
+    }
+
     /// The addresses of the region, if a slice of `T` may lie there.
     fn check<T>(self, name: &str) -> PyResult<Range<usize>> {
         let Region(Size(address), Size(len)) = self;

@@ -3,10 +3,10 @@
 //! Each builds slices of the regions that it is given, for as long as the call lasts: Python holds
 //! references to the tensors meanwhile. That is the argument of every `SAFETY` below.
 
-use half::{bf16, f16};
+use half::f16;
 use lowbit::quantizers::{Search, patterns};
 use lowbit::sparse::Coo;
-use lowbit::{Cpu, Element, Scales, formats};
+use lowbit::{Cpu, Element, Format, Scales, formats};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -20,8 +20,8 @@ macro_rules! typed {
     ($dtype:expr, $f:ident($($argument:expr),* $(,)?)) => {
         match $dtype {
             "f32" => $f::<f32>($($argument),*),
-            "f16" => $f::<f16>($($argument),*),
-            "bf16" => $f::<bf16>($($argument),*),
+            "f16" => $f::<half::f16>($($argument),*),
+            "bf16" => $f::<half::bf16>($($argument),*),
             other => Err(pyo3::exceptions::PyValueError::new_err(format!(
                 "dtype: expected f32, f16 or bf16, got {other:?}; convert the tensor"
             ))),
@@ -191,18 +191,18 @@ pub fn linear(
     bias: Option<Region>,
     y: Region,
 ) -> PyResult<()> {
-    typed!(dtype, linear_typed(py, format, weight, x, bias, y))
+    let format = formats::by_name(format).map_err(to_python)?;
+    py.detach(|| typed!(dtype, linear_typed(format, weight, x, bias, y)))
 }
 
-fn linear_typed<T: Element>(
-    py: Python<'_>,
-    format: &str,
+/// [`linear`], for those who hold no lock of Python's.
+pub(crate) fn linear_typed<T: Element>(
+    format: &'static Format,
     weight: PyWeight,
     x: Region,
     bias: Option<Region>,
     y: Region,
 ) -> PyResult<()> {
-    let format = formats::by_name(format).map_err(to_python)?;
     // SAFETY: see the module; `weight` is dropped on return.
     let (weight, x, bias, y) = unsafe {
         let (weight, [codes, scales]) = weight.borrow(format)?;
@@ -211,7 +211,7 @@ fn linear_typed<T: Element>(
         let taken = [codes, scales, addresses(x), addresses(bias.unwrap_or(&[]))];
         (weight, x, bias, y.write::<T>("y", &taken)?)
     };
-    py.detach(|| threads::run(|| Cpu::best().linear(&weight, x, bias, y))).map_err(to_python)
+    threads::run(|| Cpu::best().linear(&weight, x, bias, y)).map_err(to_python)
 }
 
 /// `dx = dy w`: `w: [N, K]`, `dy: [.., N]`, `dx: [.., K]`.
@@ -224,24 +224,24 @@ pub fn linear_transposed(
     dy: Region,
     dx: Region,
 ) -> PyResult<()> {
-    typed!(dtype, linear_transposed_typed(py, format, weight, dy, dx))
+    let format = formats::by_name(format).map_err(to_python)?;
+    py.detach(|| typed!(dtype, transposed_typed(format, weight, dy, dx)))
 }
 
-fn linear_transposed_typed<T: Element>(
-    py: Python<'_>,
-    format: &str,
+/// [`linear_transposed`], for those who hold no lock of Python's.
+pub(crate) fn transposed_typed<T: Element>(
+    format: &'static Format,
     weight: PyWeight,
     dy: Region,
     dx: Region,
 ) -> PyResult<()> {
-    let format = formats::by_name(format).map_err(to_python)?;
     // SAFETY: see the module; `weight` is dropped on return.
     let (weight, dy, dx) = unsafe {
         let (weight, [codes, scales]) = weight.borrow(format)?;
         let dy: &[T] = dy.read("dy")?;
         (weight, dy, dx.write::<T>("dx", &[codes, scales, addresses(dy)])?)
     };
-    py.detach(|| threads::run(|| Cpu::best().linear_transposed(&weight, dy, dx))).map_err(to_python)
+    threads::run(|| Cpu::best().linear_transposed(&weight, dy, dx)).map_err(to_python)
 }
 
 /// `out = a bᵀ`, exact: `a: [M, k]`, `b: [N, k]` in i8, `out: [M, N]` in i32.

@@ -1,6 +1,5 @@
 //! Steps of optimizers on parameters and states that Python owns.
 
-use half::{bf16, f16};
 use lowbit::optim::{BLOCK_SIZE, Moment, Rule, Settings};
 use lowbit::{Cpu, Element};
 use pyo3::exceptions::PyTypeError;

@@ -20,22 +20,22 @@ const WIDEST: usize = 8;
 /// them nested scales, a codebook of its own, and means.
 #[derive(FromPyObject)]
 pub struct PyWeight(
-    Vec<Size>,
-    Size,
-    Region,
-    PyScales,
-    Option<PyNested>,
-    Option<Region>,
-    Option<Region>,
+    pub Vec<Size>,
+    pub Size,
+    pub Region,
+    pub PyScales,
+    pub Option<PyNested>,
+    pub Option<Region>,
+    pub Option<Region>,
 );
 
 /// Scales, and whether they are f16.
 #[derive(FromPyObject)]
-struct PyScales(Region, bool);
+pub struct PyScales(pub Region, pub bool);
 
 /// Of scales that are quantized themselves: their absmax, map and offset, and the block size.
 #[derive(FromPyObject)]
-struct PyNested(Region, Region, Region, Size);
+pub struct PyNested(pub Region, pub Region, pub Region, pub Size);
 
 impl PyWeight {
     /// The weight, sharing Python's memory, and the addresses that it reads.

@@ -9,6 +9,7 @@ import torch
 import lowbit
 from lowbit import _native, formats, ops, rules
 from lowbit import functional as F
+from lowbit.backends import PackedWeight, stable
 
 REFUSALS = (ValueError, TypeError)
 
@@ -275,6 +276,7 @@ def test_every_native_function_that_takes_memory_is_among_them():
         "set_threads",
         "use_openmp",  # Nothing can be told of the address of a function.
         "after_fork",
+        *("describe", "stable_symbols", "register_stable"),  # In test_stable.py.
     }
     functions = {name for name, f in vars(_native).items() if inspect.isbuiltin(f)}
     others |= {name for name in functions if name.startswith("plan_")}  # In test_mps.py.
@@ -388,6 +390,28 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.skipif(stable._operations is None, reason="torch has no stable interface")
+@pytest.mark.parametrize("name", ["linear_now", "linear_transposed_now"])
+def test_products_at_once_never_crash(name):
+    w = PackedWeight(*weight_of())
+    description = _native.describe(w.format, *w.shape, w.block_size, w.nested_block_size)
+    x = torch.randn(3, 64 if name == "linear_now" else 8)
+    good = [x, w.codes, w.scales, description, *w[2:7]]
+    good += [torch.randn(8)] if name == "linear_now" else []
+    operation = getattr(torch.ops.lowbit, name)
+    assert operation(*good) is not None
+    refused = taken = 0
+    for i in range(len(good)):
+        for other in [*HOSTILE_TENSORS, None, 2**62, 2**63 - 1, -1, -(2**63), "x"]:
+            try:
+                result = operation(*good[:i], other, *good[i + 1 :])
+            except RuntimeError:
+                result = None
+            refused, taken = refused + (result is None), taken + (result is not None)
+    # No bias has a meaning, as has another offset.
+    assert refused > 10 * taken
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_operations_of_torch_never_crash(name):
@@ -434,8 +458,10 @@ def test_operations_of_torch_never_crash(name):
     ],
 )
 def test_a_weight_that_does_not_fit_is_named(changes, named):
+    w = PackedWeight(*weight_of(**changes))
     with pytest.raises(REFUSALS, match=named):
-        ops.linear(torch.randn(3, 64), None, *weight_of(**changes))
+        ops.linear(torch.randn(3, 64), None, *w)
+    assert stable.linear(torch.randn(3, 64), None, w) is None
 
 
 def good_4bit():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowbit import functional
-from lowbit.backends import openmp
+from lowbit.backends import threads
 
 # Prints the result's bytes' sum, and how many threads kernels added to those that torch has.
 PROGRAM = """
@@ -39,7 +39,7 @@ def run(openmp):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
-@pytest.mark.skipif(openmp.parallel() == 0, reason="torch runs on no OpenMP that can be called")
+@pytest.mark.skipif(threads.parallel() == 0, reason="torch runs on no OpenMP that can be called")
 def test_kernels_start_no_threads_beside_those_of_torch():
     ours, added = run("off")
     assert added > 0, "threads of our own are not counted: the test would notice nothing"

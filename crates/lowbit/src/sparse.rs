@@ -67,7 +67,7 @@ pub fn from_dense<T: Element>(dense: &[T], shape: [usize; 2], threshold: f32) ->
     const OP: &str = "sparse::from_dense";
     // Sizes that overflow fit no slice, and saturated ones fit none either.
     let numbers = shape[0].saturating_mul(shape[1]);
-    check_len(OP, &format!("numbers for shape {shape:?}"), numbers, dense.len())?;
+    check_len(OP, format_args!("numbers for shape {shape:?}"), numbers, dense.len())?;
     if threshold.is_nan() || threshold < 0.0 {
         let help = "pass 0 to keep all that is not zero";
         return Err(Error::argument(OP, "a threshold from 0", threshold.to_string(), help));
@@ -146,7 +146,7 @@ fn multiply<V: Copy + Sync, T: Element>(
     let width = dense.len().checked_div(columns).or(out.len().checked_div(rows)).unwrap_or(0);
     for (what, rows, len) in [("dense", columns, dense.len()), ("out", rows, out.len())] {
         let expected = rows.saturating_mul(width);
-        check_len(OP, &format!("numbers of {what}, {rows} rows of {width}"), expected, len)?;
+        check_len(OP, format_args!("numbers of {what}, {rows} rows of {width}"), expected, len)?;
     }
     check_len(OP, "rows, one for each value", a.values.len(), a.rows.len())?;
     check_len(OP, "columns, one for each value", a.values.len(), a.columns.len())?;

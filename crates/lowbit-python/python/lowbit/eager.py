@@ -1,4 +1,4 @@
-"""`linear` past torch's dispatcher, where nothing there would notice.
+"""`linear` past the operation of that name, where nothing would notice.
 
 An operation written in Python takes torch's dispatcher 10 us to reach, and several times that with
 a gradient; the product of a small weight takes less. So plain eager code on the CPU calls the
@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lowbit import ops
-from lowbit.backends import WEIGHT_TENSORS, PackedWeight, cpu
+from lowbit.backends import WEIGHT_TENSORS, PackedWeight, cpu, stable
+from lowbit.state import QuantState
+
+# Names that are looked up once: each attribute on the way takes 20 ns.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
 
 # Private names of torch, each a question that costs 50 ns. A torch that lacks one of them always
 # gets the operation.
@@ -31,23 +36,37 @@ except AttributeError:
     _KNOWN = False
 
 
+def linear_now(x: Tensor, bias: Tensor | None, codes: Tensor, state: QuantState) -> Tensor | None:
+    """`linear` of arguments that nothing has been checked of, if all is in order; else None."""
+    if _is_compiling() or not _is_plain(x) or _trains(x, bias):
+        return None
+    return stable.linear(x, bias, state.fields(codes))
+
+
 def linear(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
     """`torch.ops.lowbit.linear`, by the shortest way."""
-    if torch.compiler.is_compiling() or not _is_plain(x):
+    if _is_compiling() or not _is_plain(x):
         device = weight.codes.device
         if x.device != device:
             raise ValueError(f"x: expected it on {device}, as the weight, got it on {x.device}")
         return ops.linear(x, bias, *weight)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if _trains(x, bias):
         return _Linear.apply(x, bias, weight)
     return cpu.multiply(x, bias, weight)
 
 
 def linear_transposed(dy: Tensor, weight: PackedWeight) -> Tensor:
     """`torch.ops.lowbit.linear_transposed`, by the shortest way."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _is_plain(dy):
+    if _is_compiling() or _is_grad_enabled() or not _is_plain(dy):
         return ops.linear_transposed(dy, *weight)
     return cpu.multiply_transposed(dy, weight)
+
+
+def _trains(x: Tensor, bias: Any) -> bool:
+    """Whether a gradient is wanted."""
+    if not _is_grad_enabled():
+        return False
+    return x.requires_grad or (isinstance(bias, Tensor) and bias.requires_grad)
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -93,8 +93,12 @@ class QuantState:
 
     def weight(self, codes: Tensor) -> PackedWeight:
         """The arguments that operations take of a weight with these codes."""
+        return PackedWeight._make(self.fields(codes))
+
+    def fields(self, codes: Tensor) -> tuple[Any, ...]:
+        """The same without their names, which take a third of a microsecond to give."""
         nested = self.state2
-        return PackedWeight(
+        return (
             codes,
             self.absmax,
             None if nested is None else nested.absmax,

@@ -20,7 +20,7 @@ impl Cpu {
         let (n, k) = (w.rows(), w.cols());
         check_len(
             OP,
-            &format!("numbers of out, {} rows of K = {k}", ids.len()),
+            format_args!("numbers of out, {} rows of K = {k}", ids.len()),
             ids.len() * k,
             out.len(),
         )?;

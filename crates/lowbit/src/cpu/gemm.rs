@@ -7,6 +7,8 @@ use super::view::View;
 
 /// Columns of a tile, a multiple of every vector.
 const COLS: usize = 512;
+/// Rows of a tile so wide: in f32 it fits half the first-level cache.
+const ROWS: usize = 8;
 /// Rows of activations that share a load of weights: with 2 or 4 rows of weights, as many sums as
 /// 16 or 32 registers hold.
 const MR: usize = 6;
@@ -25,10 +27,21 @@ pub(crate) struct Gemm<'a> {
 }
 
 impl Gemm<'_> {
+    /// Rows of `w` that a thread takes at once: as many as share a tile, if their sums are no more than the tile.
+    pub fn rows(m: usize, k: usize) -> usize {
+        let narrower = COLS / width(k);
+        ROWS * narrower.min(COLS / (PAD * m)).max(1)
+    }
+
     /// `x: [M, K]` as this kernel takes it.
     pub fn pad(x: &[f32], m: usize, k: usize) -> Buffer<f32> {
         padded_rows(x, m, k, stride(k))
     }
+}
+
+/// Columns of a tile of rows of `k`.
+fn width(k: usize) -> usize {
+    k.next_multiple_of(PAD).clamp(PAD, COLS)
 }
 
 /// Distance of two rows of `x`.
@@ -43,7 +56,7 @@ impl Task for Gemm<'_> {
         let Gemm { view, x, m, first, y } = self;
         let (k, stride) = (view.k, stride(view.k));
         let rows = y.len() / m;
-        let width = COLS.min(k.next_multiple_of(PAD));
+        let width = width(k);
         let mut tile = Buffer::new(rows.next_multiple_of(NR) * width, 0.0f32);
         let mut sums = vec![s.splat(0.0); rows.next_multiple_of(NR) * m];
         for col in (0..k).step_by(COLS) {

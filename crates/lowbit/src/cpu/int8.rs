@@ -37,9 +37,9 @@ impl Cpu {
             out.fill(0);
             return Ok(());
         };
-        check_len(OP, &format!("numbers of a, {m} rows of k = {k}"), m * k, a.len())?;
-        check_len(OP, &format!("numbers of b, {n} rows of k = {k}"), n * k, b.len())?;
-        check_len(OP, &format!("numbers of out, {m} rows of {n}"), m * n, out.len())?;
+        check_len(OP, format_args!("numbers of a, {m} rows of k = {k}"), m * k, a.len())?;
+        check_len(OP, format_args!("numbers of b, {n} rows of k = {k}"), n * k, b.len())?;
+        check_len(OP, format_args!("numbers of out, {m} rows of {n}"), m * n, out.len())?;
         if out.is_empty() {
             return Ok(());
         }
@@ -64,9 +64,9 @@ impl Cpu {
     ) -> Result<()> {
         const OP: &str = "int8_rescale";
         let (m, n) = (rows.len(), columns.len());
-        check_len(OP, &format!("sums, {m} rows of {n}"), m * n, sums.len())?;
-        check_len(OP, &format!("numbers of out, {m} rows of {n}"), m * n, out.len())?;
-        check_len(OP, &format!("numbers of bias, N = {n}"), n, bias.map_or(n, <[T]>::len))?;
+        check_len(OP, format_args!("sums, {m} rows of {n}"), m * n, sums.len())?;
+        check_len(OP, format_args!("numbers of out, {m} rows of {n}"), m * n, out.len())?;
+        check_len(OP, format_args!("numbers of bias, N = {n}"), n, bias.map_or(n, <[T]>::len))?;
         if out.is_empty() {
             return Ok(());
         }

@@ -25,7 +25,7 @@ use crate::{DType, Element, threads};
 /// Multiply-adds below which one thread is faster than several: waking one takes as long.
 const PARALLEL_FROM: usize = 1 << 20;
 
-/// Rows of `w` that a thread takes at once: a tile of f32 fits half the first-level cache.
+/// Rows of `w` that a thread takes at once.
 const ROWS: usize = 8;
 /// The same for tiles of 16-bit integers.
 const ROWS16: usize = 16;
@@ -173,8 +173,8 @@ fn multiply<T: Element>(
             });
         }
         _ => {
-            let x = &Gemm::pad(x, m, k);
-            pool.rows(yt, m, ROWS, |first, y| isa.run(Gemm { view, x, m, first, y }));
+            let (x, rows) = (&Gemm::pad(x, m, k), Gemm::rows(m, k));
+            pool.rows(yt, m, rows, |first, y| isa.run(Gemm { view, x, m, first, y }));
         }
     }
     finish(isa, yt, bias, y, n, pool);

@@ -44,6 +44,7 @@ pub use dispatch::Isa;
 pub use outliers::WithoutOutliers;
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::format::Values;
@@ -201,8 +202,8 @@ impl Cpu {
     /// # Errors
     /// [`Error::Argument`] if a length does not fit.
     pub fn gemm<T: Element>(&self, q: &QTensor, x: &[T], m: usize, y: &mut [T]) -> Result<()> {
-        check_len("gemm", &format!("numbers of x, {m} rows of K"), m * q.cols(), x.len())?;
-        check_len("gemm", &format!("numbers of y, {m} rows of N"), m * q.rows(), y.len())?;
+        check_len("gemm", format_args!("numbers of x, {m} rows of K"), m * q.cols(), x.len())?;
+        check_len("gemm", format_args!("numbers of y, {m} rows of N"), m * q.rows(), y.len())?;
         self.linear(q, x, None, y)
     }
 
@@ -215,8 +216,8 @@ impl Cpu {
         const OP: &str = "linear_transposed";
         let (n, k) = rows_cols(q.shape());
         let m = rows_of(dy.len(), n, dx.len(), k);
-        check_len(OP, &format!("numbers of dy, rows of N = {n}"), m * n, dy.len())?;
-        check_len(OP, &format!("numbers of dx, {m} rows of K = {k}"), m * k, dx.len())?;
+        check_len(OP, format_args!("numbers of dy, rows of N = {n}"), m * n, dy.len())?;
+        check_len(OP, format_args!("numbers of dx, {m} rows of K = {k}"), m * k, dx.len())?;
         let view = View::quantized(q);
         transposed::linear_transposed(self.isa, &view, dy, dx, T::DTYPE);
         Ok(())
@@ -321,7 +322,12 @@ fn to_f32<T: Element>(x: &[T]) -> Cow<'_, [f32]> {
     }
 }
 
-pub(crate) fn check_len(op: &'static str, what: &str, expected: usize, got: usize) -> Result<()> {
+pub(crate) fn check_len(
+    op: &'static str,
+    what: impl fmt::Display,
+    expected: usize,
+    got: usize,
+) -> Result<()> {
     if expected == got {
         return Ok(());
     }
@@ -337,7 +343,7 @@ fn check_linear(shape: &[usize], x: usize, bias: Option<usize>, y: usize) -> Res
     const OP: &str = "linear";
     let (n, k) = rows_cols(shape);
     let m = rows_of(x, k, y, n);
-    check_len(OP, &format!("numbers of x, rows of K = {k}"), m * k, x)?;
-    check_len(OP, &format!("numbers of y, {m} rows of N = {n}"), m * n, y)?;
-    check_len(OP, &format!("numbers of bias, N = {n}"), n, bias.unwrap_or(n))
+    check_len(OP, format_args!("numbers of x, rows of K = {k}"), m * k, x)?;
+    check_len(OP, format_args!("numbers of y, {m} rows of N = {n}"), m * n, y)?;
+    check_len(OP, format_args!("numbers of bias, N = {n}"), n, bias.unwrap_or(n))
 }

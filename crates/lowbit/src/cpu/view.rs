@@ -6,7 +6,7 @@ use crate::{DType, QTensor, Scales, Weight, e8m0_to_f32, pack};
 
 use super::byte_values::ByteValues;
 use super::groups::Groups;
-use super::simd::{Simd, Task};
+use super::simd::{MOST_LANES, Simd, Task};
 use super::turned::Turned;
 
 /// A weight `w: [N, K]` as kernels see it.
@@ -476,6 +476,10 @@ impl<S: Simd> Decode<S> for BF16 {
     }
 }
 
+/// Weights in a step of the widest vectors, and their bytes as f32.
+const MOST: usize = 4 * MOST_LANES;
+const MOST_BYTES: usize = 4 * MOST;
+
 /// Values `at..at + out.len()` of a run, unscaled.
 #[inline(always)]
 fn decode_run<S: Simd, D: Decode<S>>(s: S, d: D, bytes: &[u8], at: usize, out: &mut [f32]) {
@@ -495,9 +499,19 @@ fn decode_run<S: Simd, D: Decode<S>>(s: S, d: D, bytes: &[u8], at: usize, out: &
             s.store(v, out);
         }
     }
-    for (i, o) in out.iter_mut().enumerate().skip(whole) {
-        *o = d.one(bytes, i);
+    // Too few for a vector: decoded with zeros behind them.
+    let (rest, bytes) = (&mut out[whole..], &bytes[whole * D::BITS / 8..]);
+    if rest.is_empty() {
+        return;
     }
+    let mut padded = [0; MOST_BYTES];
+    let len = (rest.len() * D::BITS).div_ceil(8);
+    padded[..len].copy_from_slice(&bytes[..len]);
+    let mut values = [0.0; MOST];
+    for (v, out) in d.four(s, &padded).into_iter().zip(values.chunks_exact_mut(S::LANES)) {
+        s.store(v, out);
+    }
+    rest.copy_from_slice(&values[..rest.len()]);
 }
 
 /// Codes that lie a byte apart, if their values are evenly spaced.

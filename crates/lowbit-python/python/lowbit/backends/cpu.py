@@ -6,7 +6,6 @@ What arrives here may come from anyone through `torch.ops.lowbit`. What the nati
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import _native, formats
-from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, openmp
+from lowbit.backends import NESTED_BLOCK_SIZE, PackedWeight, stable
 from lowbit.backends.checks import (
     check_bias,
     check_f32,
@@ -23,17 +22,12 @@ from lowbit.backends.checks import (
     has_half_scales,
     rows_and_columns,
 )
-
-_threads = 0
-
-_native.use_openmp(openmp.parallel())
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_native.after_fork)
+from lowbit.backends.threads import follow_torch
 
 
 def quantize(w: Tensor, format: str, block_size: int) -> tuple[Tensor, Tensor]:
     """`lowbit::quantize`."""
-    _follow_torch()
+    follow_torch()
     w = w.contiguous()
     dtype = dtype_name(w, "w")
     entry = formats.by_name(format)
@@ -56,7 +50,7 @@ def search(
     w: Tensor, format: str, block_size: int, importance: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lowbit::search`."""
-    _follow_torch()
+    follow_torch()
     dtype_name(w, "w")
     if importance is not None and not importance.is_floating_point():
         raise TypeError(f"importance: expected a floating point dtype, got {importance.dtype}")
@@ -86,7 +80,7 @@ def search(
 
 def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`lowbit::double_quantize`."""
-    _follow_torch()
+    follow_torch()
     scales = scales.contiguous()
     codes = torch.empty(scales.numel(), dtype=torch.uint8)
     absmax = torch.empty(-(-scales.numel() // NESTED_BLOCK_SIZE), dtype=torch.float32)
@@ -102,7 +96,7 @@ def double_quantize(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def dequantize(dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::dequantize`."""
-    _follow_torch()
+    follow_torch()
     w = PackedWeight(*weight)
     out = torch.empty(w.shape, dtype=dtype)
     _native.dequantize(w.format, _weight(w), dtype_name(out, "dtype"), _fresh(out))
@@ -116,7 +110,8 @@ def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 
 def multiply(x: Tensor, bias: Tensor | None, w: PackedWeight) -> Tensor:
     """`lowbit::linear`, for those who call it past torch's dispatcher, with an `x` on the CPU."""
-    _follow_torch()
+    if (y := stable.linear(x, bias, w)) is not None:
+        return y
     x = x.contiguous()
     dtype = dtype_name(x, "x")
     n, _ = rows_and_columns(w)
@@ -138,7 +133,8 @@ def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
 
 def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
     """`lowbit::linear_transposed`, for those who call it past torch's dispatcher."""
-    _follow_torch()
+    if (dx := stable.linear_transposed(dy, w)) is not None:
+        return dx
     dy = dy.contiguous()
     dtype = dtype_name(dy, "dy")
     _, k = rows_and_columns(w)
@@ -149,7 +145,7 @@ def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """`lowbit::int8_matmul`."""
-    _follow_torch()
+    follow_torch()
     a, b = a.contiguous(), b.contiguous()
     check_int8_factors(a, b)
     out = torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
@@ -161,7 +157,7 @@ def int8_rescale(
     sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """`lowbit::int8_rescale`."""
-    _follow_torch()
+    follow_torch()
     sums, rows, columns = sums.contiguous(), rows.contiguous(), columns.contiguous()
     if sums.dtype is not torch.int32:
         raise TypeError(f"sums: expected torch.int32, got {sums.dtype}")
@@ -184,7 +180,7 @@ def int8_rescale(
 
 def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) -> Tensor:
     """`lowbit::int8_linear`."""
-    _follow_torch()
+    follow_torch()
     w, x = PackedWeight(*weight), x.contiguous()
     dtype = dtype_name(x, "x")
     n, _ = rows_and_columns(w)
@@ -201,7 +197,7 @@ def int8_linear(x: Tensor, bias: Tensor | None, threshold: float, *weight: Any) 
 
 def embedding(ids: Tensor, dtype: torch.dtype, *weight: Any) -> Tensor:
     """`lowbit::embedding`."""
-    _follow_torch()
+    follow_torch()
     w, ids = PackedWeight(*weight), ids.to(torch.int64).contiguous()
     n, k = rows_and_columns(w)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
@@ -223,7 +219,7 @@ def sparse_matmul(
     dense: Tensor,
 ) -> Tensor:
     """`lowbit::sparse_matmul`."""
-    _follow_torch()
+    follow_torch()
     rows, columns = rows.to(torch.int64).contiguous(), columns.to(torch.int64).contiguous()
     values, dense = values.contiguous(), dense.contiguous()
     dtype, stored = dtype_name(dense, "dense"), dense.dtype if scale is None else torch.int8
@@ -265,7 +261,7 @@ def optimizer_update(
         g: its gradient, of its dtype.
         moments: f32 numbers, or u8 codes and the f32 absmax of their blocks.
     """
-    _follow_torch()
+    follow_torch()
     dtype = dtype_name(p, "p")
     if g.dtype is not p.dtype:
         raise TypeError(f"g: expected the dtype of p, {p.dtype}, got {g.dtype}")
@@ -278,15 +274,6 @@ def optimizer_update(
             (_region(moment, "state"), None if absmax is None else _floats(absmax, "absmax"))
         )
     _native.optimizer_update(rule, settings, step, dtype, _region(p, "p"), _region(g, "g"), regions)
-
-
-def _follow_torch() -> None:
-    """Use as many threads as torch does."""
-    global _threads
-    threads = torch.get_num_threads()
-    if threads != _threads:
-        _threads = threads
-        _native.set_threads(threads)
 
 
 def _region(t: Tensor, name: str) -> _native.Region:

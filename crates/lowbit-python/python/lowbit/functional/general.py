@@ -141,6 +141,10 @@ def linear(x: Tensor, codes: Tensor, state: QuantState, bias: Tensor | None = No
     torch.Size([2, 3, 8])
     """
     check_state("state", state)
+    # The kernel looks at all that is checked below, in a fraction of the time.
+    y = eager.linear_now(x, bias, codes, state)
+    if y is not None:
+        return y
     check_floats("x", x)
     codes = check_tensor("codes", codes)
     check_activations(x, state.shape)
