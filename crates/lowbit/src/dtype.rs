@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::cpu::entries::Entries;
+
 /// A floating-point type that activations and unquantized weights come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -42,20 +44,13 @@ impl std::fmt::Display for DType {
 }
 
 /// A number that a kernel reads or writes; all arithmetic is done in f32.
-pub trait Element: bytemuck::Pod + Default + Send + Sync + sealed::Sealed {
+pub trait Element: bytemuck::Pod + Default + Send + Sync + Entries {
     /// Its name at run time.
     const DTYPE: DType;
     /// The same number in f32, exactly.
     fn to_f32(self) -> f32;
     /// The nearest number to an f32, ties to even.
     fn from_f32(x: f32) -> Self;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
 }
 
 impl Element for f32 {

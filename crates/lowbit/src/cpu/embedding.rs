@@ -1,6 +1,7 @@
 //! Rows of a quantized table by their index.
 
 use super::convert::narrow;
+use super::dispatch::Isa;
 use super::simd::{Simd, Task};
 use super::view::View;
 use super::{Cpu, check_len};
@@ -16,31 +17,41 @@ impl Cpu {
     /// [`Error::Argument`] for an index that is not one of a row, with its place, or if `out` has
     /// another length.
     pub fn embedding<T: Element>(&self, w: &QTensor, ids: &[i64], out: &mut [T]) -> Result<()> {
-        const OP: &str = "embedding";
-        let (n, k) = (w.rows(), w.cols());
-        check_len(
-            OP,
-            format_args!("numbers of out, {} rows of K = {k}", ids.len()),
-            ids.len() * k,
-            out.len(),
-        )?;
-        check_indices(OP, "ids", ids, n)?;
-        if out.is_empty() {
-            return Ok(());
-        }
-        let view = View::quantized(w);
-        let task = |(id, out): (&i64, &mut [T])| {
-            self.isa().run(Row { view: &view, row: *id as usize, out });
-        };
-        let serial = out.len() < PARALLEL_FROM;
-        let rows = ids.iter().zip(out.chunks_exact_mut(k));
-        if serial {
-            rows.for_each(task)
-        } else {
-            threads::for_each(rows, task)
-        }
-        Ok(())
+        T::embedding(self, w, ids, out)
     }
+}
+
+/// [`Cpu::embedding`].
+pub(super) fn embedding<T: Element>(
+    isa: Isa,
+    w: &QTensor,
+    ids: &[i64],
+    out: &mut [T],
+) -> Result<()> {
+    const OP: &str = "embedding";
+    let (n, k) = (w.rows(), w.cols());
+    check_len(
+        OP,
+        format_args!("numbers of out, {} rows of K = {k}", ids.len()),
+        ids.len() * k,
+        out.len(),
+    )?;
+    check_indices(OP, "ids", ids, n)?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    let view = View::quantized(w);
+    let task = |(id, out): (&i64, &mut [T])| {
+        isa.run(Row { view: &view, row: *id as usize, out });
+    };
+    let serial = out.len() < PARALLEL_FROM;
+    let rows = ids.iter().zip(out.chunks_exact_mut(k));
+    if serial {
+        rows.for_each(task)
+    } else {
+        threads::for_each(rows, task)
+    }
+    Ok(())
 }
 
 /// Refuses an index that is not from `0` to `len - 1`.

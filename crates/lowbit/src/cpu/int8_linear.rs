@@ -35,40 +35,51 @@ impl Cpu {
         bias: Option<&[T]>,
         y: &mut [T],
     ) -> Result<()> {
-        const OP: &str = "int8_linear";
-        check_linear(w.shape(), x.len(), bias.map(<[T]>::len), y.len())?;
-        check_weight(OP, w)?;
-        super::outliers::check_threshold(OP, threshold)?;
-        let (n, k) = rows_cols(w.shape());
-        super::int8::check_k(OP, k)?;
-        if y.is_empty() {
-            return Ok(());
-        }
-        if k == 0 {
-            for row in y.chunks_exact_mut(n) {
-                for (j, y) in row.iter_mut().enumerate() {
-                    *y = bias.map_or(T::default(), |b| b[j]);
-                }
-            }
-            return Ok(());
-        }
-        let m = y.len() / n;
-        let pool = Pool::for_work(m * n * k);
-        pool.enter(|| {
-            let rows = Rows::quantize(self.isa(), w.format(), x, k, threshold, &pool);
-            let mut sums = vec![0; n * m];
-            let codes = bytemuck::cast_slice(w.codes());
-            multiply_transposed(self.isa(), &rows.codes, codes, k, &mut sums, &pool);
-            let columns = Columns::new(w, &rows.columns);
-            // y in lines of columns would tear rows apart; sums in lines of rows do not.
-            pool.each(y, LINE * n, n * m, |i, y| {
-                let finish =
-                    Finish { rows: &rows, columns: &columns, sums: &sums, first: i * LINE };
-                self.isa().run(FinishLine { finish, bias, m, n, y });
-            });
-        });
-        Ok(())
+        T::int8_linear(self, w, x, threshold, bias, y)
     }
+}
+
+/// [`Cpu::int8_linear`].
+pub(super) fn int8_linear<T: Element>(
+    isa: Isa,
+    w: &QTensor,
+    x: &[T],
+    threshold: f32,
+    bias: Option<&[T]>,
+    y: &mut [T],
+) -> Result<()> {
+    const OP: &str = "int8_linear";
+    check_linear(w.shape(), x.len(), bias.map(<[T]>::len), y.len())?;
+    check_weight(OP, w)?;
+    super::outliers::check_threshold(OP, threshold)?;
+    let (n, k) = rows_cols(w.shape());
+    super::int8::check_k(OP, k)?;
+    if y.is_empty() {
+        return Ok(());
+    }
+    if k == 0 {
+        for row in y.chunks_exact_mut(n) {
+            for (j, y) in row.iter_mut().enumerate() {
+                *y = bias.map_or(T::default(), |b| b[j]);
+            }
+        }
+        return Ok(());
+    }
+    let m = y.len() / n;
+    let pool = Pool::for_work(m * n * k);
+    pool.enter(|| {
+        let rows = Rows::quantize(isa, w.format(), x, k, threshold, &pool);
+        let mut sums = vec![0; n * m];
+        let codes = bytemuck::cast_slice(w.codes());
+        multiply_transposed(isa, &rows.codes, codes, k, &mut sums, &pool);
+        let columns = Columns::new(w, &rows.columns);
+        // y in lines of columns would tear rows apart; sums in lines of rows do not.
+        pool.each(y, LINE * n, n * m, |i, y| {
+            let finish = Finish { rows: &rows, columns: &columns, sums: &sums, first: i * LINE };
+            isa.run(FinishLine { finish, bias, m, n, y });
+        });
+    });
+    Ok(())
 }
 
 fn check_weight(op: &'static str, w: &QTensor) -> Result<()> {

@@ -10,6 +10,7 @@ mod device;
 mod dispatch;
 mod dots;
 pub(crate) mod embedding;
+pub(crate) mod entries;
 mod gemm;
 mod gemm16;
 mod gemm_few;
@@ -47,8 +48,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::format::Values;
-use crate::quantizers::{Search, patterns};
 use crate::tensor::rows_cols;
 use crate::{
     DType, Element, Error, Format, NESTED_BLOCK_SIZE, Nested, QTensor, Result, Scales, Weight,
@@ -92,11 +91,7 @@ impl Cpu {
         shape: &[usize],
         block_size: Option<usize>,
     ) -> Result<QTensor> {
-        if let (None, Values::Patterns { .. }) = (format.encoder, format.values) {
-            let (w, search) = (to_f32(w), Search::default());
-            return patterns::quantize(self.isa, format, &w, shape, block_size, None, &search);
-        }
-        quantize::quantize(self.isa, format, w, shape, block_size)
+        T::quantize(self, format, w, shape, block_size)
     }
 
     /// [`quantize`](Self::quantize) with the codes written to memory of the caller, as many bytes as
@@ -112,7 +107,7 @@ impl Cpu {
         block_size: Option<usize>,
         codes: &mut [u8],
     ) -> Result<Scales> {
-        quantize::quantize_into(self.isa, format, w, shape, block_size, codes)
+        T::quantize_into(self, format, w, shape, block_size, codes)
     }
 
     /// Quantizes the f32 scales of a tensor a second time, as bitsandbytes does: their mean is
@@ -160,9 +155,7 @@ impl Cpu {
     /// # Errors
     /// [`Error::Argument`] if `out` has another length.
     pub fn dequantize<T: Element>(&self, q: &QTensor, out: &mut [T]) -> Result<()> {
-        check_len("dequantize", "numbers of output", q.numel(), out.len())?;
-        dequantize::dequantize(self.isa, q, out);
-        Ok(())
+        T::dequantize(self, q, out)
     }
 
     /// `y = x wᵀ + bias`: `w: [N, K]`, `x: [.., K]`, `bias: [N]`, `y: [.., N]`.
@@ -179,11 +172,7 @@ impl Cpu {
         bias: Option<&[T]>,
         y: &mut [T],
     ) -> Result<()> {
-        check_linear(q.shape(), x.len(), bias.map(<[T]>::len), y.len())?;
-        let bias = bias.map(to_f32);
-        let view = View::quantized(q);
-        linear::linear(self.isa, &view, x, bias.as_deref(), y, T::DTYPE);
-        Ok(())
+        T::linear(self, q, x, bias, y)
     }
 
     /// [`linear`](Self::linear) for one row of activations, without bias: `x: [K]`, `y: [N]`.
@@ -213,14 +202,7 @@ impl Cpu {
     /// # Errors
     /// [`Error::Argument`] if a length does not fit.
     pub fn linear_transposed<T: Element>(&self, q: &QTensor, dy: &[T], dx: &mut [T]) -> Result<()> {
-        const OP: &str = "linear_transposed";
-        let (n, k) = rows_cols(q.shape());
-        let m = rows_of(dy.len(), n, dx.len(), k);
-        check_len(OP, format_args!("numbers of dy, rows of N = {n}"), m * n, dy.len())?;
-        check_len(OP, format_args!("numbers of dx, {m} rows of K = {k}"), m * k, dx.len())?;
-        let view = View::quantized(q);
-        transposed::linear_transposed(self.isa, &view, dy, dx, T::DTYPE);
-        Ok(())
+        T::linear_transposed(self, q, dy, dx)
     }
 
     /// `y = x wᵀ + bias` for any weight, on f32 numbers: `w: [N, K]`, `x: [.., K]`, `bias: [N]`,

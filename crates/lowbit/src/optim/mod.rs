@@ -32,7 +32,7 @@ pub use map::Map;
 pub use rule::{Coefficients, Rule, Settings};
 pub use state::{Moment, Owned, State};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Isa};
 use crate::{Element, Error, Result};
 use step::Pass;
 
@@ -80,17 +80,30 @@ impl Cpu {
         g: &[T],
         moments: &mut [Moment<'_>],
     ) -> Result<()> {
-        check(rule, p.len(), g.len(), moments)?;
-        settings.check(step)?;
-        let mut c = Coefficients::new(rule, settings, step);
-        if settings.max_update_norm > 0.0 {
-            let pass = Pass { isa: self.isa(), rule, c: &c };
-            let norms = pass.norms(p, g, moments);
-            c.limit(settings, norms);
-        }
-        Pass { isa: self.isa(), rule, c: &c }.update(p, g, moments);
-        Ok(())
+        T::optimizer_update(self, rule, settings, step, p, g, moments)
     }
+}
+
+/// [`Cpu::optimizer_update`].
+pub(crate) fn update<T: Element>(
+    isa: Isa,
+    rule: Rule,
+    settings: &Settings,
+    step: u64,
+    p: &mut [T],
+    g: &[T],
+    moments: &mut [Moment<'_>],
+) -> Result<()> {
+    check(rule, p.len(), g.len(), moments)?;
+    settings.check(step)?;
+    let mut c = Coefficients::new(rule, settings, step);
+    if settings.max_update_norm > 0.0 {
+        let pass = Pass { isa, rule, c: &c };
+        let norms = pass.norms(p, g, moments);
+        c.limit(settings, norms);
+    }
+    Pass { isa, rule, c: &c }.update(p, g, moments);
+    Ok(())
 }
 
 fn check(rule: Rule, p: usize, g: usize, moments: &[Moment<'_>]) -> Result<()> {
