@@ -70,7 +70,8 @@ pub trait Subject {
 pub enum Size {
     /// A shape and a type for each format: a second.
     Quick,
-    /// Every block size and every shape once, with one of the types: minutes on an emulator.
+    /// Every block size and every shape once, with one of the types, one of the numbers of rows, and some of
+    /// what a weight and a product may have: minutes on an emulator.
     Pairs,
     /// Every block size with every shape, every type with every number of rows.
     Full,
@@ -127,6 +128,8 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
     }
     let seed = |seed: u64, b: u8| seed.wrapping_mul(31).wrapping_add(b.into());
     let mut rng = Rng(format.name.bytes().fold(1, seed));
+    // Another format runs other pairs.
+    let turn = rng.below(DType::ALL.len() * ROWS.len());
     let (sizes, shapes) = match size {
         Size::Quick => (&sizes[..1], &SHAPES[..2]),
         Size::Pairs | Size::Full => (&sizes[..], &SHAPES[..]),
@@ -137,21 +140,25 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
             .collect(),
         _ => (0..sizes.len()).flat_map(|i| (0..shapes.len()).map(move |j| (i, j))).collect(),
     };
-    for (i, j) in pairs {
+    let all = size != Size::Pairs;
+    for (place, (i, j)) in pairs.into_iter().enumerate() {
         let (block_size, (n, k)) = (sizes[i], shapes[j]);
         let n = n.next_multiple_of(format.row_multiple());
-        let dtype = DType::ALL[(i + j) % 3];
-        let m = ROWS[(i + j) % ROWS.len()];
-        let mut case = Case { subject, format, n, k, block_size, report };
+        let (dtype, m) = typed_rows(place + turn);
+        let variants = if all { Variants::All } else { Variants::of(place + turn) };
+        let mut case = Case { subject, format, n, k, block_size, variants, report };
         case.quantize(&mut rng, dtype);
         case.products(&mut rng, dtype, m);
     }
     if size != Size::Quick {
-        // So many rows that kernels take larger tiles.
+        // Whole blocks by the rows that models have, and so many that kernels take larger tiles.
+        let usual = [(DType::BF16, 1), (DType::BF16, 5)];
         let many = [(DType::F16, 30), (DType::BF16, 67), (DType::F32, 130), (DType::BF16, 300)];
-        for (dtype, m) in many {
+        for (place, (dtype, m)) in usual.into_iter().chain(many).enumerate() {
             let n = 37usize.next_multiple_of(format.row_multiple());
-            let mut case = Case { subject, format, n, k: 512, block_size: sizes[0], report };
+            let variants = if all { Variants::All } else { Variants::of(place + turn) };
+            let (k, block_size) = (512, sizes[0]);
+            let mut case = Case { subject, format, n, k, block_size, variants, report };
             case.products(&mut rng, dtype, m);
         }
     }
@@ -160,10 +167,35 @@ pub fn run_format(subject: &dyn Subject, format: &'static Format, size: Size, re
         for (dtype, m) in DType::ALL.iter().flat_map(|d| ROWS.map(|m| (*d, m))) {
             for (n, k) in [(37usize, 512), (33, 96)] {
                 let n = n.next_multiple_of(format.row_multiple());
-                let mut case = Case { subject, format, n, k, block_size: sizes[0], report };
+                let (block_size, variants) = (sizes[0], Variants::All);
+                let mut case = Case { subject, format, n, k, block_size, variants, report };
                 case.products(&mut rng, dtype, m);
             }
         }
+    }
+}
+
+/// A type and a number of rows: each with each in eighteen places that follow one another.
+fn typed_rows(place: usize) -> (DType, usize) {
+    let shift = place / ROWS.len() % DType::ALL.len();
+    (DType::ALL[place % DType::ALL.len()], ROWS[(place + shift) % ROWS.len()])
+}
+
+/// Which of the forms of a weight and of a product are run: a device may have a kernel for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variants {
+    All,
+    /// Scales as a format has them, or another form; products with a bias, or without.
+    Some {
+        plain: bool,
+        bias: bool,
+    },
+}
+
+impl Variants {
+    /// Those of a place in a list of cases: each with each in four places that follow one another.
+    fn of(place: usize) -> Self {
+        Variants::Some { plain: place % 2 == 0, bias: place / 2 % 2 == 0 }
     }
 }
 
@@ -174,6 +206,7 @@ struct Case<'a> {
     n: usize,
     k: usize,
     block_size: Option<usize>,
+    variants: Variants,
     report: &'a mut Report,
 }
 
@@ -273,6 +306,10 @@ impl Case<'_> {
 
     /// Products with random codes, which need no encoder.
     fn products(&mut self, rng: &mut Rng, dtype: DType, m: usize) {
+        let (plain, others, biased) = match self.variants {
+            Variants::All => (true, true, true),
+            Variants::Some { plain, bias } => (plain, !plain, bias),
+        };
         let mut tensors = Vec::new();
         match rng.tensor(self.format, &[self.n, self.k], self.block_size) {
             Ok(q) => {
@@ -287,17 +324,23 @@ impl Case<'_> {
                     tensors.extend(q.clone().with_scales(Scales::F32(q.scales().to_f32().into())));
                 }
                 tensors.extend(q.without_means());
-                tensors.push(q);
+                if !others {
+                    tensors.clear();
+                }
+                if plain || tensors.is_empty() {
+                    tensors.push(q);
+                }
             }
             Err(error) => self.check("from_parts", Err(error.to_string())),
         }
         for q in tensors {
             self.dequantize(&q);
             let bias = rng.numbers(dtype, self.n);
+            let bias = biased.then_some(&bias);
             let x = rng.numbers(dtype, m * self.k);
-            let expected = reference::linear(&q, &x.values, Some(&bias.values));
+            let expected = reference::linear(&q, &x.values, bias.map(|b| b.values.as_slice()));
             let expected = if self.k == 0 { Vec::new() } else { expected };
-            let (w, got) = (reference::dequantize(&q), self.subject.linear(&q, &x, Some(&bias)));
+            let (w, got) = (reference::dequantize(&q), self.subject.linear(&q, &x, bias));
             let bound = |i: usize| {
                 let (row, out) = (i / self.n, i % self.n);
                 let x = &x.values[row * self.k..(row + 1) * self.k];
@@ -320,7 +363,8 @@ impl Case<'_> {
             if m > 0 && self.k > 0 && self.n > 0 {
                 let mut x = x;
                 x.values[0] = f32::NAN;
-                let outcome = match self.subject.linear(&q, &x, None) {
+                let bias = bias.filter(|_| self.variants != Variants::All);
+                let outcome = match self.subject.linear(&q, &x, bias) {
                     Ok(y)
                         if y.values[..self.n].iter().all(|v| v.is_nan())
                             && y.values[self.n..].iter().all(|v| v.is_finite()) =>

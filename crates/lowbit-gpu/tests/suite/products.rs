@@ -6,9 +6,9 @@ use lowbit_gpu::choices::linear_by_all;
 use lowbit_gpu::tune::{Trials, tune};
 use lowbit_gpu::{GpuWeight, Queue, Schedule, linear, linear_scheduled};
 
-use crate::gpu;
 #[cfg(unix)]
 use crate::metal::standin::{Mode, StandIn};
+use crate::{full, gpu};
 
 /// A product in f16, of which every number is a whole number of 64ths, and small.
 struct Sample {
@@ -48,9 +48,13 @@ impl Sample {
         }
     }
 
-    /// The names of all kernels that can do it, and their results.
-    fn by_all<Q: Queue>(&self, queue: &Q) -> Vec<(String, Q::Buffer)> {
-        self.by_those(queue, |_| true)
+    /// The names of kernels that can do it, and their results: all of them, or those that are expected and a
+    /// third of the others, the same each time. Most are made from one text with other constants.
+    fn by_all<Q: Queue>(&self, queue: &Q, expected: &[&str]) -> Vec<(String, Q::Buffer)> {
+        let hash = |name: &str| name.bytes().fold(7u32, |h, b| h.wrapping_mul(31) ^ u32::from(b));
+        self.by_those(queue, |name| {
+            full() || expected.iter().any(|e| name.contains(e)) || hash(name) % 3 == 0
+        })
     }
 
     /// Those of kernels with such names.
@@ -66,7 +70,7 @@ impl Sample {
 
     /// Fails unless these kernels and all others give the product.
     fn check_all<Q: Queue>(&self, queue: &Q, expected: &[&str]) {
-        self.check_those(queue, self.by_all(queue), expected);
+        self.check_those(queue, self.by_all(queue, expected), expected);
     }
 
     /// Fails unless these kernels are among those, and all of them gave the product.
@@ -110,9 +114,9 @@ fn every_kernel_for_matrix_hardware_gives_the_product() {
     for matrix in [8, 16] {
         let queue = StandIn::new(Mode { matrix: Some(matrix), ..Mode::FAST });
         let sample = Sample::new([40, 24, 512]);
-        queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
         let expected =
             ["matrix 64x64x1x32, 256 threads, Split(2)", "matrix 16x16x4x64", "Stream(32)"];
+        queue.prepare(|recorder| drop(sample.by_all(recorder, &expected))).unwrap();
         sample.check_all(&queue, &expected);
     }
 }
@@ -125,8 +129,8 @@ fn every_kernel_for_one_row_gives_the_product_as_metal_text() {
     }
     let queue = StandIn::new(Mode::FAST);
     let sample = Sample::new([1, 22, 320]);
-    queue.prepare(|recorder| drop(sample.by_all(recorder))).unwrap();
     let expected = ["2x1 by halves and exponents", "4x1 by halves and one exponent, 16 tables"];
+    queue.prepare(|recorder| drop(sample.by_all(recorder, &expected))).unwrap();
     sample.check_all(&queue, &expected);
 }
 
