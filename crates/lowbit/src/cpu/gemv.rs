@@ -1,8 +1,9 @@
 //! One row of f32 activations: codes are looked up, multiplied and summed in registers.
 
+use super::decode::{BF16, Bytes, Decode, F16, F32, Ints, Nibbles};
 use super::dispatch::Isa;
 use super::simd::{Simd, Task};
-use super::view::{Aligned, BF16, Bytes, Codes, Decode, F16, F32, Ints, Nibbles, View};
+use super::view::{Aligned, Codes, View};
 use crate::DType;
 
 /// Bytes between the codes that are multiplied and those that are asked for: a processor's own prefetching

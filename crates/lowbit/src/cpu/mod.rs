@@ -5,6 +5,7 @@ mod byte_tables;
 pub(crate) mod byte_values;
 pub(crate) mod cells;
 pub(crate) mod convert;
+mod decode;
 mod dequantize;
 mod device;
 mod dispatch;
