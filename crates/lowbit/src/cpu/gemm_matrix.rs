@@ -23,6 +23,10 @@ const LEN: usize = STEPS * TERMS;
 /// is smaller than 2^-126 for zero, and rounds what is near the largest f32 to infinity.
 pub(crate) const EXACT: std::ops::Range<f32> = 1e-20..1e38;
 
+/// Terms of a sum from which quantized weights are rounded to bf16 where activations are: the errors of so many
+/// average out to about that of the result, which is rounded as well.
+const ROUNDED_FROM: usize = 1024;
+
 /// Whether there is such a machine.
 pub(crate) struct HasMatrices;
 
@@ -59,13 +63,12 @@ pub(crate) fn prepare<'a, T: Element>(
     pool: &Pool,
 ) -> Option<Prepared<'a>> {
     let len = if transposed { view.n } else { view.k };
-    let parts = parts(
-        precision,
-        match view.codes {
-            Codes::Dense(dtype) => exact(dtype),
-            _ => MOST_PARTS,
-        },
-    );
+    let of_w = match view.codes {
+        Codes::Dense(dtype) => exact(dtype),
+        _ if precision == DType::BF16 && len >= ROUNDED_FROM => 1,
+        _ => MOST_PARTS,
+    };
+    let parts = parts(precision, of_w);
     let steps = len.div_ceil(TERMS);
     let block = steps * parts[0] * 2 * FACTOR;
     let mut out = Buffer::new(m.div_ceil(BLOCK) * block, bf16::ZERO);

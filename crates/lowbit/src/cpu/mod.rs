@@ -162,7 +162,8 @@ impl Cpu {
     /// `y = x wᵀ + bias`: `w: [N, K]`, `x: [.., K]`, `bias: [N]`, `y: [.., N]`.
     ///
     /// Accumulates in f32. f32 activations get f32 accuracy; f16 and bf16 ones may be rounded to
-    /// 16-bit integers, to less than 1e-4 of the largest in each 64, and weights to 12 bits or more.
+    /// 16-bit integers, to less than 1e-4 of the largest in each 64, and weights to 12 bits or more; in
+    /// many rows of bf16, where K is large, weights to bf16.
     ///
     /// # Errors
     /// [`Error::Argument`] if a length does not fit.

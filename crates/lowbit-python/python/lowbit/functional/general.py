@@ -121,7 +121,8 @@ def linear(x: Tensor, codes: Tensor, state: QuantState, bias: Tensor | None = No
     """`y = x wᵀ + bias` with a weight in any format.
 
     Accumulates in f32: f32 activations get f32 accuracy; f16 and bf16 ones may be rounded to 16-bit
-    integers, to about 1e-4 of the largest in each 64. Gradients flow to `x` and `bias`.
+    integers, to about 1e-4 of the largest in each 64. Times many rows of bf16 weights may be
+    rounded to bf16, as those of dense layers are. Gradients flow to `x` and `bias`.
 
     Args:
         x: `[.., K]`, float32, float16 or bfloat16.
