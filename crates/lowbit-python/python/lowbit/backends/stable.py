@@ -27,7 +27,7 @@ _SCHEMAS = {
     "linear_now": f"(Tensor x, {_WEIGHT}, Tensor? bias=None) -> Tensor",
     "linear_transposed_now": f"(Tensor dy, {_WEIGHT}) -> Tensor",
 }
-_FIRST_VERSION = (2, 9)
+_FIRST_VERSION = "2.9"
 """Of torch, whose stable interface has all that is needed."""
 
 _library = torch.library.Library("lowbit", "FRAGMENT")
@@ -35,15 +35,19 @@ _descriptions: dict[tuple[Any, ...], int] = {}
 
 
 def _register() -> tuple[Any, Any] | None:
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    found = libtorch.addresses(_native.stable_symbols()) if version >= _FIRST_VERSION else None
+    old = torch.torch_version.TorchVersion(torch.__version__) < _FIRST_VERSION  # As versions.
+    found = None if old else libtorch.addresses(_native.stable_symbols())
     if found is None:
         return None
-    for name, schema in _SCHEMAS.items():
-        _library.define(name + schema)
-        # What needs a gradient does not come here.
-        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    _native.register_stable(found)
+    try:
+        for name, schema in _SCHEMAS.items():
+            _library.define(name + schema)
+            # What needs a gradient does not come here.
+            _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        _native.register_stable(found)
+    except (RuntimeError, ValueError):
+        # A second import in a process, say. The long way is always there.
+        return None
     operations = torch.ops.lowbit
     # Past `OpOverload.__call__`, which is written in Python.
     return operations.linear_now.default._op, operations.linear_transposed_now.default._op
