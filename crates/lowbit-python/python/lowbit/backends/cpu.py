@@ -110,9 +110,9 @@ def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 
 def multiply(x: Tensor, bias: Tensor | None, w: PackedWeight) -> Tensor:
     """`lowbit::linear`, for those who call it past torch's dispatcher, with an `x` on the CPU."""
+    x = x.contiguous()
     if (y := stable.linear(x, bias, w)) is not None:
         return y
-    x = x.contiguous()
     dtype = dtype_name(x, "x")
     n, _ = rows_and_columns(w)
     # Sizes one by one: torch takes half a microsecond longer to read a tuple.
@@ -133,9 +133,9 @@ def linear_transposed(dy: Tensor, *weight: Any) -> Tensor:
 
 def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
     """`lowbit::linear_transposed`, for those who call it past torch's dispatcher."""
+    dy = dy.contiguous()
     if (dx := stable.linear_transposed(dy, w)) is not None:
         return dx
-    dy = dy.contiguous()
     dtype = dtype_name(dy, "dy")
     _, k = rows_and_columns(w)
     dx = dy.new_empty(*dy.shape[:-1], k)

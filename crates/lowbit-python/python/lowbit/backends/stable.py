@@ -57,7 +57,10 @@ _operations = _register()
 
 
 def linear(x: Tensor, bias: Tensor | None, w: Sequence[Any]) -> Tensor | None:
-    """`lowbit::linear`, if everything is in order. `w`: the fields of a `PackedWeight`."""
+    """`lowbit::linear`, if everything is in order. `w`: the fields of a `PackedWeight`.
+
+    In any case the kernels then use as many threads as torch does, on the long way as well.
+    """
     threads.follow_torch()
     return None if _operations is None else _call(_operations[0], x, w, bias)
 
