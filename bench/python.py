@@ -251,7 +251,8 @@ def training_cases() -> Iterator[Case]:
     """A step of QLoRA: 72 M parameters, rank 16 on every linear layer, 2 x 128 tokens.
 
     In bf16 where the processor multiplies it; elsewhere torch takes seconds for it, and f32 is what
-    people use. What the step takes with `Free` layers no library of quantized layers can go below.
+    people use. `Free` layers multiply nothing, and leave what torch takes for all else, adapters
+    by peft among it.
     """
     import peft
     import transformers

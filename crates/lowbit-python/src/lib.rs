@@ -5,6 +5,7 @@
 //! strides and gradients are the business of the Python half; but for products of tensors that are in
 //! order, which torch calls without Python (`stable.rs`).
 
+mod low_rank;
 mod memory;
 mod metal;
 mod operations;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 /// Kernels of lowbit on memory that the caller owns. Private to the package.
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use crate::low_rank::{low_rank, low_rank_backward};
     #[pymodule_export]
     use crate::metal::{
         optimizer_params, plan_dequantize, plan_int8_linear, plan_int8_matmul, plan_int8_rescale,

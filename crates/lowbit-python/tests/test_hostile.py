@@ -85,6 +85,10 @@ class Raw:
         self.p, self.g = torch.randn(3, k), torch.randn(3, k)
         self.moments = torch.zeros(2, 3, k)
         ids = address(self.ids)
+        self.a, self.b = torch.randn(2, k), torch.randn(n, 2)
+        self.hidden, self.dy = torch.zeros(3, 2), torch.randn(3, n)
+        self.da, self.db = torch.zeros(2, k), torch.zeros(n, 2)
+        adapter = (address(self.a), address(self.b), 2, 0.5)
         self.calls = {
             "quantize": [
                 "nf4",
@@ -128,6 +132,15 @@ class Raw:
                 None,
                 x,
                 address(self.sums_of_rows),
+            ],
+            "low_rank": ["f32", adapter, x, address(self.y), address(self.hidden)],
+            "low_rank_backward": [
+                "f32",
+                adapter,
+                x,
+                address(self.hidden),
+                address(self.dy),
+                *map(address, (self.dx, self.da, self.db)),
             ],
             "optimizer_update": [
                 "adam",
@@ -194,6 +207,10 @@ def is_legitimate(name, position, value, other):
                 return block_size >= value[3][0][1]  # All scales are one block.
     if name == "optimizer_update" and position == 2:
         return other in (1, 3, 63, 2**31, 2**62)  # Steps.
+    if name.startswith("low_rank") and position == 1:
+        return isinstance(other, tuple) and other[:3] == value[:3] and type(other[-1]) is float
+    if name == "low_rank_backward":
+        return position == 5 and other is None  # No gradient of x.
     if name == "search":
         is_seed = position == 5 and isinstance(other, int) and 0 <= other < 2**64
         return is_seed or (position == 4 and other is None)

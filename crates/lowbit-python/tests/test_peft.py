@@ -7,9 +7,11 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lowbit
 from fresh_process import FreshProcesses
+from lowbit import eager
 from lowbit.integrations.peft import Linear as LoraLinear
 from lowbit.nn import Linear4bit, QuantizedLinear
 
@@ -69,6 +71,120 @@ def test_lora_gradients_are_those_of_the_dequantized_model(quant_type, dtype, li
     for name, expected in theirs.items():
         difference = (ours[name] - expected).norm() / expected.norm()
         assert difference < limit, (name, difference)
+
+
+class Spy:
+    """Counts what goes the short way."""
+
+    def __init__(self, monkeypatch):
+        self.taken = 0
+        real = eager.linear_with_adapter
+
+        def counted(*args):
+            y = real(*args)
+            self.taken += y is not None
+            return y
+
+        monkeypatch.setattr(eager, "linear_with_adapter", counted)
+
+
+def both_ways(layer, x, monkeypatch):
+    """Results and gradients of x, a and b by our forward and by peft's, with the same dropout."""
+    found = []
+    for forward in (LoraLinear.forward, peft.tuners.lora.Linear.forward):
+        monkeypatch.setattr(LoraLinear, "forward", forward)
+        torch.manual_seed(5)
+        inner = x.detach().requires_grad_()
+        y = layer(inner)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
+        factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        found.append([y.detach(), inner.grad, *(p.grad for p in factors)])
+        for p in factors:
+            p.grad = None
+    return found
+
+
+def one_layer(n=40, k=72, dtype=torch.float32, bias=True, **changes):
+    """A layer with an adapter, and activations that are not contiguous."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(k, n, bias=bias, dtype=dtype).requires_grad_(False))
+    model = with_lora(lowbit.quantize_model(inner, load_in_4bit=True), **changes)
+    return model.base_model.model[0], torch.randn(3, k, 9).to(dtype).transpose(1, 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.5}, {"r": 40}], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)],
+    ids=["f32", "bf16", "f16"],
+)
+def test_adapters_and_weights_at_once_give_what_peft_does(dtype, limit, bias, changes, monkeypatch):
+    spy = Spy(monkeypatch)
+    layer, x = one_layer(dtype=dtype, bias=bias, **changes)
+    if changes.get("lora_dropout") and dtype != torch.float32:
+        layer.eval()  # peft draws a mask for numbers of another type.
+    ours, theirs = both_ways(layer, x, monkeypatch)
+    assert spy.taken == 1
+    for got, expected in zip(ours, theirs, strict=True):
+        assert got.dtype == expected.dtype and got.shape == expected.shape
+        assert (got - expected).norm() <= limit * expected.norm()
+
+
+def test_what_others_take_part_in_is_left_to_peft(monkeypatch):
+    spy = Spy(monkeypatch)
+    layer, x = one_layer()
+    expected = layer(x)
+    assert spy.taken == 1
+
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    seen = []
+    handles = [
+        module.register_forward_hook(lambda *_: seen.append(1))
+        for module in (layer.base_layer, layer.lora_A["default"])
+    ]
+    torch.testing.assert_close(layer(x), expected)
+    assert len(seen) == 2
+    for handle in handles:
+        handle.remove()
+    layer.base_layer.bias.requires_grad_()
+    layer(x).sum().backward()
+    assert layer.base_layer.bias.grad is not None
+    layer.base_layer.bias.requires_grad_(False)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), expected)
+    layer.add_adapter = None
+    layer.set_adapter([])
+    torch.testing.assert_close(layer(x), layer.base_layer(x))
+    layer.set_adapter(["default"])
+    layer.lora_B["default"].to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(x)
+    assert spy.taken == 1
+
+
+def test_a_frozen_input_and_no_gradients_at_all(monkeypatch):
+    spy = Spy(monkeypatch)
+    layer, x = one_layer()
+    y = layer(x)
+    y.sum().backward()
+    assert x.grad is None and layer.lora_A["default"].weight.grad is not None
+    with torch.no_grad():
+        assert torch.equal(layer(x), y) and not layer(x).requires_grad
+    assert spy.taken == 3
+
+
+def test_checkpointed_gradients_are_the_same(monkeypatch):
+    spy = Spy(monkeypatch)
+    layer, x = one_layer(dtype=torch.bfloat16)
+    grads = []
+    for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        inner = x.detach().requires_grad_()
+        call(inner).float().square().mean().backward()
+        grads.append((inner.grad, layer.lora_A["default"].weight.grad))
+        layer.lora_A["default"].weight.grad = None
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+    assert spy.taken == 2  # Computing it again ends as soon as all is there that was kept.
 
 
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
@@ -162,6 +278,7 @@ def test_the_order_of_imports_does_not_matter(fresh, first):
     ended = fresh.run(f"""
 import {first}
 import {second}, torch
+from lowbit import eager
 from lowbit.integrations.peft import Linear
 model = torch.nn.Sequential(lowbit.nn.Linear4bit(64, 64))
 model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"]))

@@ -418,7 +418,8 @@ fn close(
     let (of_sum, of_result, least) = match dtype {
         DType::F32 => (1e-6, 1e-6, 1e-30),
         DType::F16 => (3e-4, 1e-3, 3e-8),
-        DType::BF16 => (3e-4, 8e-3, 1e-30),
+        // Of 512 terms and more, weights may be rounded to bf16.
+        DType::BF16 => (5e-4, 8e-3, 1e-30),
     };
     for (i, (e, g)) in expected.iter().zip(&got).enumerate() {
         let bound = of_sum * norms(i) + of_result * e.abs() + least;

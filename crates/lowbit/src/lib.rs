@@ -35,7 +35,8 @@ pub mod threads;
 mod unrolled;
 
 pub use cpu::{
-    Cpu, CpuDevice, dequantize, double_quantize, gemm, gemv, linear, linear_transposed, quantize,
+    Cpu, CpuDevice, LowRank, LowRankGradients, dequantize, double_quantize, gemm, gemv, linear,
+    linear_transposed, quantize,
 };
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

@@ -17,6 +17,8 @@ Weight: TypeAlias = tuple[
     Region | None,
 ]
 """Shape, block size, codes, scales and whether they are f16, nested scales, codebook, means."""
+Adapter: TypeAlias = tuple[Region, Region, int, float]
+"""Both factors of an adapter of low rank, the rank, and what their product is scaled by."""
 Description: TypeAlias = tuple[str, Sequence[int], int, int | None, tuple[bool, bool, bool]]
 """Format, shape, block size, nested block size, and whether the codebook is the weight's own, its
 scales are f16, and it keeps means."""
@@ -76,6 +78,17 @@ def linear(
     format: str, weight: Weight, dtype: str, x: Region, bias: Region | None, y: Region
 ) -> None: ...
 def linear_transposed(format: str, weight: Weight, dtype: str, dy: Region, dx: Region) -> None: ...
+def low_rank(dtype: str, adapter: Adapter, x: Region, y: Region, hidden: Region) -> None: ...
+def low_rank_backward(
+    dtype: str,
+    adapter: Adapter,
+    x: Region,
+    hidden: Region,
+    dy: Region,
+    dx: Region | None,
+    da: Region,
+    db: Region,
+) -> None: ...
 def int8_matmul(a: Region, b: Region, k: int, out: Region) -> None: ...
 def int8_rescale(
     dtype: str, sums: Region, rows: Region, columns: Region, bias: Region | None, out: Region

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 from lowbit import ops
 from lowbit.backends import WEIGHT_TENSORS, PackedWeight, cpu, stable
@@ -62,6 +63,32 @@ def linear_transposed(dy: Tensor, weight: PackedWeight) -> Tensor:
     return cpu.multiply_transposed(dy, weight)
 
 
+def linear_with_adapter(
+    x: Tensor,
+    dropped: Tensor | None,
+    bias: Tensor | None,
+    weight: PackedWeight,
+    adapter: tuple[Tensor, Tensor, float],
+) -> Tensor | None:
+    """`x wᵀ + bias + scale (x aᵀ) bᵀ`, if nothing but autograd would notice; else None.
+
+    What an adapter (LoRA) does takes a dozen of torch's operations and as many copies of
+    activations in f32; here it is one function forth and one back, in f32 as well. All fit each
+    other.
+
+    Args:
+        x: `[.., K]`, float32, float16 or bfloat16.
+        dropped: what the adapter sees of `x`, of its shape and dtype; None for all.
+        bias: `[N]`, of the dtype of `x`, without a gradient.
+        weight: `[N, K]`, on the CPU.
+        adapter: `a: [rank, K]`, `b: [N, rank]`, in f32, and the scale.
+    """
+    if _is_compiling() or not _is_plain(x):
+        return None
+    a, b, scale = adapter
+    return _LinearWithAdapter.apply(x, dropped, a, b, scale, bias, weight)
+
+
 def _trains(x: Tensor, bias: Any) -> bool:
     """Whether a gradient is wanted."""
     if not _is_grad_enabled():
@@ -99,3 +126,41 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_bias, _ = ctx.needs_input_grad
         dx = linear_transposed(dy, weight) if needs_x else None
         return dx, dy.reshape(-1, dy.shape[-1]).sum(0) if needs_bias else None, None
+
+
+class _LinearWithAdapter(torch.autograd.Function):
+    """A quantized weight and an adapter of low rank beside it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        weight: PackedWeight,
+    ) -> Tensor:
+        seen = (x if dropped is None else dropped).contiguous()
+        y = cpu.multiply(x, bias, weight)
+        hidden = cpu.add_low_rank(seen, y, a, b, scale)
+        ctx.save_for_backward(seen, hidden, a, b, *weight[:WEIGHT_TENSORS])
+        ctx.rest = scale, weight[WEIGHT_TENSORS:]
+        ctx.drops = dropped is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        seen, hidden, a, b, *tensors = ctx.saved_tensors
+        scale, rest = ctx.rest
+        needs_x, needs_dropped = ctx.needs_input_grad[:2]
+        dy, dx = dy.contiguous(), None
+        if needs_x:
+            dx = cpu.multiply_transposed(dy, PackedWeight(*tensors, *rest))
+        # Of dropped activations the gradient goes its own way.
+        dropped = torch.zeros_like(seen) if needs_dropped else None
+        to = dropped if ctx.drops else dx
+        da, db = cpu.low_rank_backward(seen, hidden, dy, (a, b, scale), to)
+        return dx, dropped, da, db, None, None, None

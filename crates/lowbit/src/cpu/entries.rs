@@ -3,6 +3,7 @@
 //! What is generic is compiled anew by every crate that calls it, and these kernels take minutes. So the generic
 //! functions of [`Cpu`] do no more than call one of these, which are not.
 
+use super::low_rank::{self, LowRank, LowRankGradients};
 use super::{Cpu, check_len, check_linear, dequantize, embedding, int8_linear, linear, quantize};
 use super::{rows_of, to_f32, transposed};
 use crate::cpu::view::View;
@@ -43,6 +44,23 @@ pub trait Entries: Sized {
     ) -> Result<()>;
     /// [`Cpu::linear_transposed`].
     fn linear_transposed(cpu: &Cpu, q: &QTensor, dy: &[Self], dx: &mut [Self]) -> Result<()>;
+    /// [`Cpu::low_rank`].
+    fn low_rank(
+        cpu: &Cpu,
+        of: &LowRank<'_>,
+        x: &[Self],
+        y: &mut [Self],
+        hidden: &mut [f32],
+    ) -> Result<()>;
+    /// [`Cpu::low_rank_backward`].
+    fn low_rank_backward(
+        cpu: &Cpu,
+        of: &LowRank<'_>,
+        x: &[Self],
+        hidden: &[f32],
+        dy: &[Self],
+        out: LowRankGradients<'_, Self>,
+    ) -> Result<()>;
     /// [`Cpu::embedding`].
     fn embedding(cpu: &Cpu, w: &QTensor, ids: &[i64], out: &mut [Self]) -> Result<()>;
     /// [`Cpu::int8_linear`].
@@ -122,6 +140,27 @@ macro_rules! entries {
                 let view = View::quantized(q);
                 transposed::linear_transposed(cpu.isa, &view, dy, dx, <$T>::DTYPE);
                 Ok(())
+            }
+
+            fn low_rank(
+                cpu: &Cpu,
+                of: &LowRank<'_>,
+                x: &[$T],
+                y: &mut [$T],
+                hidden: &mut [f32],
+            ) -> Result<()> {
+                low_rank::forward(cpu.isa, of, x, y, hidden)
+            }
+
+            fn low_rank_backward(
+                cpu: &Cpu,
+                of: &LowRank<'_>,
+                x: &[$T],
+                hidden: &[f32],
+                dy: &[$T],
+                out: LowRankGradients<'_, $T>,
+            ) -> Result<()> {
+                low_rank::backward(cpu.isa, of, x, hidden, dy, out)
             }
 
             fn embedding(cpu: &Cpu, w: &QTensor, ids: &[i64], out: &mut [$T]) -> Result<()> {

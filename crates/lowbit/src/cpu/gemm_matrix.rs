@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::bf16;
 
 use super::buffer::Buffer;
+use super::columns::{self, MOST};
 use super::convert::widen;
 use super::dispatch::Isa;
 use super::linear::Pool;
-use super::simd::matrix::{BLOCK, FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
+use super::simd::matrix::{BLOCK, Blocks, FACTOR, MOST_PARTS, Matrix, Parts, SIDE, Sums, TERMS};
 use super::simd::{Simd, Task};
 use super::view::{Codes, View};
-use crate::{DType, Element};
+use crate::{DType, Element, threads};
 
 /// Steps of a tile: the first-level cache holds them of a block of rows of both factors. Sums of so many terms
 /// are added up by themselves.
@@ -25,7 +26,7 @@ pub(crate) const EXACT: std::ops::Range<f32> = 1e-20..1e38;
 
 /// Terms of a sum from which quantized weights are rounded to bf16 where activations are: the errors of so many
 /// average out to about that of the result, which is rounded as well.
-const ROUNDED_FROM: usize = 1024;
+const ROUNDED_FROM: usize = 512;
 
 /// Whether there is such a machine.
 pub(crate) struct HasMatrices;
@@ -42,6 +43,8 @@ impl Task for HasMatrices {
 pub(crate) struct Prepared<'a> {
     view: &'a View<'a>,
     m: usize,
+    /// Whether the weight is the second factor as it is: `y = x w`, not `y = x wᵀ`.
+    transposed: bool,
     /// `[M / BLOCK, steps, parts, 2, FACTOR]`.
     x: Buffer<bf16>,
     steps: usize,
@@ -71,17 +74,21 @@ pub(crate) fn prepare<'a, T: Element>(
     let parts = parts(precision, of_w);
     let steps = len.div_ceil(TERMS);
     let block = steps * parts[0] * 2 * FACTOR;
-    let mut out = Buffer::new(m.div_ceil(BLOCK) * block, bf16::ZERO);
+    let numbers = m.div_ceil(BLOCK) * block;
+    let is_whole = m % BLOCK == 0 && len % TERMS == 0;
+    let make = if is_whole { Buffer::scratch } else { Buffer::new };
+    // What is beyond the rows and terms that there are stays zero.
+    let mut out = make(numbers, bf16::ZERO);
     let failed = AtomicBool::new(false);
     pool.each(&mut out, block.max(1), m * len, |i, out| {
         let x = &x[i * BLOCK * len..];
         let x = &x[..x.len().min(BLOCK * len)];
-        if !isa.run(SplitRows { x, len, parts: parts[0], transpose: !transposed, out }) {
+        if !isa.run(SplitRows { x, len, parts: parts[0], out }) {
             failed.store(true, Ordering::Relaxed);
         }
     });
     let fits = len > 0 && !failed.load(Ordering::Relaxed);
-    fits.then_some(Prepared { view, m, x: out, steps, parts, failed })
+    fits.then_some(Prepared { view, m, transposed, x: out, steps, parts, failed })
 }
 
 /// Parts of activations of that type, and of weights that so many parts would hold.
@@ -104,8 +111,6 @@ struct SplitRows<'a, T> {
     x: &'a [T],
     len: usize,
     parts: usize,
-    /// Whether they are the second factor.
-    transpose: bool,
     out: &'a mut [bf16],
 }
 
@@ -113,8 +118,11 @@ impl<T: Element> Task for SplitRows<'_, T> {
     type Output = bool;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
-        let SplitRows { x, len, parts, transpose, out } = self;
+        let SplitRows { x, len, parts, out } = self;
         let Some(matrix) = s.matrix() else { return false };
+        if let (DType::BF16, 1) = (T::DTYPE, parts) {
+            return put_in_order(bytemuck::cast_slice(x), len, out);
+        }
         // What is beyond the terms that there are stays zero.
         let mut row = Buffer::new(len.next_multiple_of(TERMS), 0.0f32);
         for (i, x) in x.chunks_exact(len).enumerate() {
@@ -125,163 +133,190 @@ impl<T: Element> Task for SplitRows<'_, T> {
             }
             matrix.split(&row, parts, &mut out[i * TERMS..], parts * 2 * FACTOR, 2 * FACTOR);
         }
-        if transpose {
-            matrix.transpose(out);
-        }
         true
     }
 }
 
+/// The same of numbers that are parts already.
+#[inline(always)]
+fn put_in_order(x: &[bf16], len: usize, out: &mut [bf16]) -> bool {
+    for (i, x) in x.chunks_exact(len).enumerate() {
+        let mut largest = 0;
+        for v in x {
+            largest = (v.to_bits() & 0x7fff).max(largest);
+        }
+        let largest = bf16::from_bits(largest).to_f32();
+        if largest != 0.0 && !EXACT.contains(&largest) {
+            return false;
+        }
+        for (terms, out) in x.chunks(TERMS).zip(out[i * TERMS..].chunks_mut(2 * FACTOR)) {
+            let mut whole = [bf16::ZERO; TERMS];
+            whole[..terms.len()].copy_from_slice(terms);
+            let (first, last) = whole.split_at(SIDE);
+            for ((out, a), b) in out[..TERMS].chunks_exact_mut(2).zip(first).zip(last) {
+                out.copy_from_slice(&[*a, *b]);
+            }
+        }
+    }
+    true
+}
+
 impl Prepared<'_> {
-    /// Whether a result was not finite, so that it has to be computed in another way: infinity among the
-    /// weights, or sums, is not what its parts add up to.
-    pub fn failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+    /// `y: [M, N]`, or `[M, K]` of the transposed product, with a bias for each row, if any. `false` if a result is not
+    /// finite, so that it has to be computed in another way: infinity among the weights, or sums, is not what
+    /// its parts add up to.
+    pub fn multiply<T: Element>(
+        &self,
+        isa: Isa,
+        bias: Option<&[f32]>,
+        y: &mut [T],
+        pool: &Pool,
+    ) -> bool {
+        let len = y.len() / self.m;
+        // As wide as leaves all threads about the same.
+        let (tasks, threads) = (len.div_ceil(MOST), threads::count());
+        let is_even = tasks.is_multiple_of(threads) || tasks >= 8 * threads;
+        let cols = if is_even { MOST } else { MOST / 2 };
+        let work = self.m * self.view.n * self.view.k;
+        pool.each(&mut columns::cut(y, len, cols), self.m, work, |i, y| {
+            isa.run(Product { p: self, place: [i * cols, len], cols, bias, y });
+        });
+        !self.failed.load(Ordering::Relaxed)
     }
 
-    /// Rows of activations with what is missing of the last block.
-    pub fn padded(&self) -> usize {
-        self.m.next_multiple_of(BLOCK)
+    /// Whether products are added on to sums of earlier terms, not taken by themselves, which is more exact where numbers are
+    /// more so than eight bits.
+    fn adds_on(&self) -> bool {
+        self.parts == [1, 1]
     }
 
     /// Numbers of a block of activations.
     fn block(&self) -> usize {
         self.steps * self.parts[0] * 2 * FACTOR
     }
-
-    #[inline(always)]
-    fn check<S: Simd>(&self, s: S, y: &[f32]) {
-        if !f32::from_bits(s.max_magnitude_bits(y)).is_finite() {
-            self.failed.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
-/// Adds a product, rows of `COLS` numbers, to sums whose rows lie `stride` apart. Sums of all terms that were
-/// taken by themselves would be less exact.
+/// Adds numbers to sums, whole vectors of them.
 #[inline(always)]
-fn add<S: Simd, const COLS: usize>(s: S, product: &[f32], sums: &mut [f32], stride: usize) {
-    for (product, sums) in product.chunks_exact(COLS).zip(sums.chunks_mut(stride)) {
-        let sums = &mut sums[..COLS];
-        for at in (0..COLS).step_by(S::LANES) {
-            let sum = &mut sums[at..at + S::LANES];
-            s.store(s.add(s.load(sum), s.load(&product[at..at + S::LANES])), sum);
-        }
+fn add<S: Simd>(s: S, numbers: &[f32], sums: &mut [f32]) {
+    for (sum, v) in sums.chunks_exact_mut(S::LANES).zip(numbers.chunks_exact(S::LANES)) {
+        s.store(s.add(s.load(sum), s.load(v)), sum);
     }
 }
 
-/// Rows `first..` of `yᵀ = w xᵀ`: `y: [rows, M]`.
-pub(crate) struct GemmMatrix<'a> {
-    pub p: &'a Prepared<'a>,
-    pub first: usize,
-    pub y: &'a mut [f32],
+/// Some columns of `y = x wᵀ` or `y = x w`.
+struct Product<'a, 'y, T> {
+    p: &'a Prepared<'a>,
+    /// The first of the columns, and how many `y` has.
+    place: [usize; 2],
+    /// Columns of a tile.
+    cols: usize,
+    /// That of all columns.
+    bias: Option<&'a [f32]>,
+    y: &'a mut [&'y mut [T]],
 }
 
-impl Task for GemmMatrix<'_> {
+impl<T: Element> Task for Product<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let GemmMatrix { p, first, y } = self;
+        let Product { p, place: [col, all], cols: stride, bias, y } = self;
         let Some(matrix) = s.matrix() else { return };
-        let (view, m) = (p.view, p.m);
-        let parts = Parts { a: p.parts[1], b: p.parts[0] };
-        let step = [parts.a * 2 * FACTOR, parts.b * 2 * FACTOR];
-        let rows = y.len() / m;
-        // Of few rows of x two blocks of w are multiplied at a time.
-        let blocks = rows.div_ceil(2 * BLOCK) * 2;
-        let len = STEPS * step[0];
-        // Rows of sums a power of two apart would fall on the same lines of a cache.
-        let stride = p.padded() + BLOCK / 2;
-        let mut row = Buffer::new(LEN, 0.0f32);
-        let mut w = Buffer::new(blocks * len, bf16::ZERO);
-        let mut sums = Buffer::new(blocks * BLOCK * stride, 0.0f32);
-        let mut product = Buffer::new(BLOCK * BLOCK, 0.0f32);
-        for from in (0..p.steps).step_by(STEPS) {
-            let steps = STEPS.min(p.steps - from);
-            let (col, padded) = (from * TERMS, steps * TERMS);
-            let cols = padded.min(view.k - col);
-            for i in 0..rows {
-                view.decode(s, first + i, col, &mut row[..cols]);
-                row[cols..padded].fill(0.0);
-                let at = i / BLOCK * len + i % BLOCK * TERMS;
-                matrix.split(&row[..padded], parts.a, &mut w[at..], step[0], 2 * FACTOR);
-            }
-            for (j, x) in p.x.chunks_exact(p.block()).enumerate() {
-                let (x, sums) = (&x[from * step[1]..], &mut sums[j * BLOCK..]);
-                let narrow = m - j * BLOCK <= SIDE;
-                let each = if narrow { 2 } else { 1 };
-                let blocks = w.chunks_exact(each * len);
-                for (w, sums) in blocks.zip(sums.chunks_mut(each * BLOCK * stride)) {
-                    if narrow {
-                        matrix.multiply_narrow(w, len, x, parts, steps, &mut product);
-                        add::<S, SIDE>(s, &product, sums, stride);
-                    } else {
-                        matrix.multiply(w, x, parts, steps, &mut product);
-                        add::<S, BLOCK>(s, &product, sums, stride);
-                    }
-                }
-            }
-        }
-        for (y, sums) in y.chunks_exact_mut(m).zip(sums.chunks_exact(stride)) {
-            y.copy_from_slice(&sums[..m]);
-        }
-        p.check(s, y);
-    }
-}
-
-/// Columns `col..` of `dx = dy w` for prepared `dy: [M, N]`: `dx: [M, COLS]`, with what is missing of the last
-/// block of rows.
-pub(crate) struct Columns<'a, const COLS: usize> {
-    pub p: &'a Prepared<'a>,
-    pub col: usize,
-    pub dx: &'a mut [f32],
-}
-
-impl<const COLS: usize> Task for Columns<'_, COLS> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Columns { p, col, dx } = self;
-        let Some(matrix) = s.matrix() else { return };
-        let view = p.view;
+        let cols = stride.min(all - col);
         let parts = Parts { a: p.parts[0], b: p.parts[1] };
-        let step = [parts.a * 2 * FACTOR, parts.b * 2 * FACTOR];
-        let cols = COLS.min(view.k - col);
-        let mut rows = [[0.0f32; COLS]; 2];
-        let mut product = Buffer::new(BLOCK * BLOCK, 0.0f32);
-        let mut w = Buffer::new(COLS / BLOCK * STEPS * step[1], bf16::ZERO);
+        let step = parts.a * 2 * FACTOR;
+        let len = STEPS * parts.b * 2 * FACTOR;
+        let mut w = Buffer::scratch(stride / BLOCK * len, bf16::ZERO);
+        let mut product = Buffer::scratch(BLOCK * stride, 0.0f32);
+        // With what is missing of the last block of rows.
+        let mut sums = Buffer::scratch(p.m.next_multiple_of(BLOCK) * stride, 0.0f32);
         for from in (0..p.steps).step_by(STEPS) {
             let steps = STEPS.min(p.steps - from);
-            for pair in 0..steps * TERMS / 2 {
-                for (i, row) in rows.iter_mut().enumerate() {
-                    // In the order of terms of the other factor.
-                    let at = from * TERMS + pair / SIDE * TERMS + i * SIDE + pair % SIDE;
-                    if at < view.n {
-                        view.decode(s, at, col, &mut row[..cols]);
-                    } else {
-                        row.fill(0.0);
-                    }
-                }
-                let at = pair / SIDE * step[1] + pair % SIDE * TERMS;
-                let blocks = w.chunks_exact_mut(STEPS * step[1]);
-                for (i, w) in blocks.enumerate().take(cols.div_ceil(BLOCK)) {
-                    let [a, b] = &rows;
-                    let part = i * BLOCK..(i + 1) * BLOCK;
-                    let part = [&a[part.clone()], &b[part]];
-                    matrix.split_pair(part, parts.b, &mut w[at..], FACTOR, 2 * FACTOR);
-                }
+            let w_of = Weights { view: p.view, col, cols, term: from * TERMS, steps };
+            if p.transposed {
+                w_of.columns(s, matrix, parts.b, &mut w);
+            } else {
+                w_of.rows(s, matrix, parts.b, &mut w);
             }
-            for (dy, dx) in p.x.chunks_exact(p.block()).zip(dx.chunks_exact_mut(BLOCK * COLS)) {
-                let dy = &dy[from * step[0]..];
-                let blocks = w.chunks_exact(STEPS * step[1]);
-                for (i, w) in blocks.enumerate().take(cols.div_ceil(BLOCK)) {
-                    matrix.multiply(dy, w, parts, steps, &mut product);
-                    add::<S, BLOCK>(s, &product, &mut dx[i * BLOCK..], COLS);
+            let is_first = from == 0;
+            let w = Blocks { factors: &w, stride: len, count: cols.div_ceil(BLOCK) };
+            let blocks = p.x.chunks_exact(p.block()).zip(sums.chunks_exact_mut(BLOCK * stride));
+            for (j, (x, sums)) in blocks.enumerate() {
+                let x = &x[from * step..];
+                let rows = p.m - j * BLOCK;
+                let is_apart = !is_first && !p.adds_on();
+                let numbers = if is_apart { &mut product[..] } else { &mut *sums };
+                let to = Sums { numbers, stride, adds: !is_first && !is_apart };
+                if rows <= SIDE {
+                    matrix.multiply_narrow(x, w, parts, steps, to);
+                } else {
+                    matrix.multiply(x, w, parts, steps, to);
+                }
+                if is_apart {
+                    add(s, &product, &mut sums[..rows.min(BLOCK) * stride]);
                 }
             }
         }
-        for dx in dx.chunks_exact(COLS).take(p.m) {
-            p.check(s, &dx[..cols]);
+        for sums in sums.chunks_exact(stride).take(p.m) {
+            if !f32::from_bits(s.max_magnitude_bits(&sums[..cols])).is_finite() {
+                p.failed.store(true, Ordering::Relaxed);
+            }
+        }
+        columns::write(s, &sums, stride, bias.map(|bias| &bias[col..]), y);
+    }
+}
+
+/// What a tile holds of a weight: some columns of the second factor, and `steps` of their terms.
+struct Weights<'a> {
+    view: &'a View<'a>,
+    col: usize,
+    cols: usize,
+    term: usize,
+    steps: usize,
+}
+
+impl Weights<'_> {
+    /// Columns that are rows of the weight, in blocks that lie as far apart as whole tiles do.
+    #[inline(always)]
+    fn rows<S: Simd>(&self, s: S, matrix: S::Matrix, parts: usize, out: &mut [bf16]) {
+        let Weights { view, col, cols, term, steps } = *self;
+        let step = parts * 2 * FACTOR;
+        let mut row = [0.0f32; LEN];
+        let padded = steps * TERMS;
+        let terms = padded.min(view.k - term);
+        for (i, out) in out.chunks_exact_mut(STEPS * step).enumerate().take(cols.div_ceil(BLOCK)) {
+            for j in 0..BLOCK.min(cols - i * BLOCK) {
+                view.decode(s, col + i * BLOCK + j, term, &mut row[..terms]);
+                row[terms..padded].fill(0.0);
+                matrix.split(&row[..padded], parts, &mut out[j * TERMS..], step, 2 * FACTOR);
+            }
+            // What is left of earlier terms in rows that are missing ends in columns that nobody reads.
+            matrix.transpose(&mut out[..steps * step]);
+        }
+    }
+
+    /// Columns of the weight, whose rows are terms.
+    #[inline(always)]
+    fn columns<S: Simd>(&self, s: S, matrix: S::Matrix, parts: usize, out: &mut [bf16]) {
+        let Weights { view, col, cols, term, steps } = *self;
+        let step = parts * 2 * FACTOR;
+        let mut rows = [[0.0f32; MOST]; 2];
+        for pair in 0..steps * TERMS / 2 {
+            for (i, row) in rows.iter_mut().enumerate() {
+                // In the order of terms of the other factor.
+                let at = term + pair / SIDE * TERMS + i * SIDE + pair % SIDE;
+                if at < view.n {
+                    view.decode(s, at, col, &mut row[..cols]);
+                } else {
+                    row.fill(0.0);
+                }
+            }
+            let at = pair / SIDE * step + pair % SIDE * TERMS;
+            let blocks = out.chunks_exact_mut(STEPS * step).enumerate();
+            for (i, out) in blocks.take(cols.div_ceil(BLOCK)) {
+                let pair = rows.each_ref().map(|row| &row[i * BLOCK..(i + 1) * BLOCK]);
+                matrix.split_pair(pair, parts, &mut out[at..], FACTOR, 2 * FACTOR);
+            }
         }
     }
 }

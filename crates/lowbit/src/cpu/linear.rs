@@ -6,7 +6,7 @@ use super::dispatch::Isa;
 use super::dots::{self, DotRows};
 use super::gemm::Gemm;
 use super::gemm_few::{self, GemmFew};
-use super::gemm_matrix::{self, GemmMatrix};
+use super::gemm_matrix;
 use super::gemm_pairs;
 use super::gemm_wide::{GemmWide, Width};
 use super::gemm16::{self, Gemm16, Gemv16};
@@ -40,8 +40,6 @@ const BATCH: usize = 72;
 const BATCH_WIDE: usize = 96;
 /// The same where a machine multiplies matrices or pairs, which read them once for many rows of weights.
 const BATCH_LARGE: usize = 512;
-/// Rows of `w` that a thread then takes at once, if there are enough.
-const ROWS_MATRIX: usize = 128;
 /// Rows of `y` that are transposed together: a cache line of f32.
 const LINE: usize = 16;
 
@@ -96,22 +94,21 @@ fn multiply<T: Element>(
     let m = y.len() / n;
     let split = precision == DType::F32;
     // yᵀ: [N, M]: rows of w lie together, so that each thread owns its outputs.
-    let mut yt = vec![0.0; n * m];
+    let transposed = || vec![0.0; n * m];
     if isa.run(UsesMatricesForFew { m, split })
         && let Some(p) = gemm_few::prepare(isa, view, x, m, precision)
     {
+        let mut yt = transposed();
         pool.rows(&mut yt, m, FEW_ROWS, |first, y| isa.run(GemmFew { p: &p, first, y }));
         return finish(isa, &yt, bias, y, n, pool);
     }
     if isa.run(UsesMatrices { m, split })
         && let Some(p) = gemm_matrix::prepare(isa, view, x, m, false, precision, pool)
+        && p.multiply(isa, bias, y, pool)
     {
-        let rows = if n >= 8 * ROWS_MATRIX { ROWS_MATRIX } else { ROWS_MATRIX / 2 };
-        pool.rows(&mut yt, m, rows, |first, y| isa.run(GemmMatrix { p: &p, first, y }));
-        if !p.failed() {
-            return finish(isa, &yt, bias, y, n, pool);
-        }
+        return;
     }
+    let mut yt = transposed();
     if isa.run(UsesPairs { m, split })
         && let Some(p) = gemm_pairs::prepare(isa, view, x, m, false, pool)
         && p.multiply(isa, &mut yt, pool)

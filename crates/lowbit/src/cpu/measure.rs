@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::buffer::Buffer;
 use super::dispatch::Isa;
 use super::gemm_matrix;
-use super::simd::matrix::{BLOCK, FACTOR, Matrix, Parts, TERMS};
+use super::simd::matrix::{BLOCK, Blocks, FACTOR, Matrix, Parts, Sums, TERMS};
 use super::simd::{STEP16, Simd, Task};
 use crate::DType;
 
@@ -106,7 +106,9 @@ impl Task for RateOfMatrices {
         let mut sums = Buffer::new(BLOCK * BLOCK, 0.0f32);
         let rounds = ROUNDS / 100;
         for _ in 0..rounds {
-            matrix.multiply(black_box(&a), &b, parts, STEPS, &mut sums);
+            let b = Blocks { factors: &b, stride: 0, count: 1 };
+            let sums = Sums { numbers: &mut sums, stride: BLOCK, adds: false };
+            matrix.multiply(black_box(&a), b, parts, STEPS, sums);
         }
         black_box(sums[0]);
         rounds * STEPS * TERMS * BLOCK * BLOCK

@@ -4,6 +4,7 @@ mod buffer;
 mod byte_tables;
 pub(crate) mod byte_values;
 pub(crate) mod cells;
+mod columns;
 pub(crate) mod convert;
 mod decode;
 mod dequantize;
@@ -28,6 +29,7 @@ mod linear;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod lines;
 mod lookup;
+mod low_rank;
 pub mod measure;
 mod outliers;
 mod planes;
@@ -43,6 +45,7 @@ mod view;
 
 pub use device::CpuDevice;
 pub use dispatch::Isa;
+pub use low_rank::{LowRank, LowRankGradients};
 pub use outliers::WithoutOutliers;
 
 use std::borrow::Cow;
@@ -205,6 +208,37 @@ impl Cpu {
     /// [`Error::Argument`] if a length does not fit.
     pub fn linear_transposed<T: Element>(&self, q: &QTensor, dy: &[T], dx: &mut [T]) -> Result<()> {
         T::linear_transposed(self, q, dy, dx)
+    }
+
+    /// `y += scale (x aᵀ) bᵀ`, what an adapter of low rank (LoRA) adds to a result, in f32: `x: [.., K]`,
+    /// `y: [.., N]`. `hidden: [.., rank]` takes `scale x aᵀ`, which
+    /// [`low_rank_backward`](Self::low_rank_backward) needs.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a length does not fit.
+    pub fn low_rank<T: Element>(
+        &self,
+        of: &LowRank<'_>,
+        x: &[T],
+        y: &mut [T],
+        hidden: &mut [f32],
+    ) -> Result<()> {
+        T::low_rank(self, of, x, y, hidden)
+    }
+
+    /// Gradients of [`low_rank`](Self::low_rank): `x: [.., K]`, `hidden: [.., rank]`, `dy: [.., N]`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a length does not fit.
+    pub fn low_rank_backward<T: Element>(
+        &self,
+        of: &LowRank<'_>,
+        x: &[T],
+        hidden: &[f32],
+        dy: &[T],
+        out: LowRankGradients<'_, T>,
+    ) -> Result<()> {
+        T::low_rank_backward(self, of, x, hidden, dy, out)
     }
 
     /// `y = x wᵀ + bias` for any weight, on f32 numbers: `w: [N, K]`, `x: [.., K]`, `bias: [N]`,

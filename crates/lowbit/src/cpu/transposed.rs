@@ -1,21 +1,20 @@
 //! `dx = dy w`: the gradient of a linear layer's input, without a dense copy of `w`.
 
 use super::buffer::Buffer;
-use super::convert::narrow;
+use super::columns;
 use super::dispatch::Isa;
 use super::gemm_matrix::{self, HasMatrices};
 use super::gemm_pairs;
 use super::linear::{self, Pool, UsesPairs};
 use super::scales;
-use super::simd::matrix::BLOCK;
 use super::simd::{Simd, Task};
-use super::tile::{self, ROWS};
+use super::tile;
 use super::to_f32;
 use super::view::View;
 use crate::{DType, Element};
 
 /// Columns that a thread takes at once, a multiple of every tile's.
-const COLS: usize = 128;
+const COLS: usize = columns::MOST;
 /// Rows of `w` that are decoded together.
 const DEPTH: usize = 128;
 
@@ -59,71 +58,39 @@ fn multiply<T: Element>(
             return linear::finish(isa, &dxt, None, dx, k, pool);
         }
     }
-    let use_matrices = precision != DType::F32 && m >= MATRICES_FROM && isa.run(HasMatrices);
-    // [K / COLS, M, COLS]: each thread owns its columns. Matrices fill whole blocks of rows.
-    let mut len = if use_matrices { m.next_multiple_of(BLOCK) } else { m } * COLS;
-    let mut parts = Buffer::new(k.div_ceil(COLS) * len, 0.0f32);
-    let prepared = use_matrices
-        .then(|| gemm_matrix::prepare(isa, view, dy, m, true, precision, pool))
-        .flatten();
-    let is_done = prepared.is_some_and(|p| {
-        pool.each(&mut parts, len, m * n * k, |i, dx| {
-            isa.run(gemm_matrix::Columns::<COLS> { p: &p, col: i * COLS, dx });
-        });
-        !p.failed()
-    });
-    if !is_done {
-        let dy = &*to_f32(dy);
-        len = m * COLS;
-        let parts = &mut parts[..k.div_ceil(COLS) * len];
-        if use_matrices {
-            parts.fill(0.0);
-        }
-        pool.each(parts, len, m * n * k, |i, dx| {
-            isa.run(Columns { view, dy, col: i * COLS, dx });
-        });
+    if precision != DType::F32
+        && m >= MATRICES_FROM
+        && isa.run(HasMatrices)
+        && let Some(p) = gemm_matrix::prepare(isa, view, dy, m, true, precision, pool)
+        && p.multiply(isa, None, dx, pool)
+    {
+        return;
     }
-    pool.each(dx, k, m * k, |i, row| {
-        isa.run(Row { parts: &parts, len, at: i * COLS, row });
+    let dy = &*to_f32(dy);
+    pool.each(&mut columns::cut(dx, k, COLS), m, m * n * k, |i, dx| {
+        isa.run(Part { view, dy, col: i * COLS, dx });
     });
 }
 
-/// A row of dx from its parts, which lie `len` apart.
-struct Row<'a, T> {
-    parts: &'a [f32],
-    len: usize,
-    at: usize,
-    row: &'a mut [T],
-}
-
-impl<T: Element> Task for Row<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (i, out) in self.row.chunks_mut(COLS).enumerate() {
-            narrow(s, &self.parts[i * self.len + self.at..], out);
-        }
-    }
-}
-
-/// Columns `col..col + COLS` of dx: `[M, COLS]`.
-struct Columns<'a> {
+/// Columns `col..` of dx, at most `COLS`, by its rows.
+struct Part<'a, 'y, T> {
     view: &'a View<'a>,
     dy: &'a [f32],
     col: usize,
-    dx: &'a mut [f32],
+    dx: &'a mut [&'y mut [T]],
 }
 
-impl Task for Columns<'_> {
+impl<T: Element> Task for Part<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Columns { view, dy, col, dx } = self;
+        let Part { view, dy, col, dx } = self;
         let (n, width) = (view.n, tile::width::<S>());
         let cols = COLS.min(view.k - col);
         let mut row = [0.0f32; COLS];
         // [COLS / width, DEPTH, width]: what a tile reads lies together.
         let mut panels = Buffer::new(DEPTH * COLS, 0.0f32);
+        let mut sums = Buffer::new(dx.len() * COLS, 0.0f32);
         for first in (0..n).step_by(DEPTH) {
             let depth = DEPTH.min(n - first);
             for i in 0..depth {
@@ -138,35 +105,9 @@ impl Task for Columns<'_> {
                     break;
                 }
                 let panel = &panel[..depth * width];
-                let dy = &dy[first..];
-                let mut rest = rows::<S, ROWS>(s, dy, n, panel, &mut dx[i * width..], 0);
-                rest = rows::<S, 2>(s, dy, n, panel, &mut dx[i * width..], rest);
-                rows::<S, 1>(s, dy, n, panel, &mut dx[i * width..], rest);
+                tile::rows(s, &dy[first..], n, panel, width, &mut sums[i * width..], COLS);
             }
         }
+        columns::write(s, &sums, COLS, None, dx);
     }
-}
-
-/// Adds `dy panel` to `dx`, `R` rows at a time from row `from` on, as long as there are as many;
-/// answers with the first row that is left.
-#[inline(always)]
-fn rows<S: Simd, const R: usize>(
-    s: S,
-    dy: &[f32],
-    n: usize,
-    panel: &[f32],
-    dx: &mut [f32],
-    from: usize,
-) -> usize {
-    let m = dx.len().div_ceil(COLS);
-    let mut i = from;
-    while i + R <= m {
-        let mut a: [&[f32]; R] = [&[]; R];
-        for (j, a) in a.iter_mut().enumerate() {
-            *a = &dy[(i + j) * n..];
-        }
-        tile::multiply(s, a, panel, &mut dx[i * COLS..], COLS);
-        i += R;
-    }
-    i
 }

@@ -71,6 +71,12 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Rows of `k` numbers.
+    pub fn dense(numbers: &'a [f32], k: usize) -> Self {
+        let (n, bytes) = (numbers.len() / k, bytemuck::cast_slice(numbers));
+        View { n, k, codes: Codes::Dense(DType::F32), bytes, blocks: None }
+    }
+
     pub fn quantized(q: &'a QTensor) -> Self {
         let (format, geometry) = (q.format(), q.geometry());
         let book = q.codebook();

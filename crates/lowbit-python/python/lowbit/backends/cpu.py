@@ -143,6 +143,52 @@ def multiply_transposed(dy: Tensor, w: PackedWeight) -> Tensor:
     return dx
 
 
+def add_low_rank(x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Add `scale (x aᵀ) bᵀ` to `y`, what an adapter of low rank does to a result.
+
+    For those who have seen to it that all are contiguous, on the CPU and of their dtypes.
+
+    Args:
+        x: `[.., K]`.
+        y: `[.., N]`, of the dtype of `x`.
+        a: f32 `[rank, K]`.
+        b: f32 `[N, rank]`.
+        scale: a factor.
+
+    Returns:
+        f32 `[.., rank]`: `scale x aᵀ`.
+    """
+    rank = a.shape[0]
+    hidden = a.new_empty(*x.shape[:-1], rank)
+    adapter = (_fresh(a), _fresh(b), rank, scale)
+    _native.low_rank(dtype_name(x, "x"), adapter, _fresh(x), _fresh(y), _fresh(hidden))
+    return hidden
+
+
+def low_rank_backward(
+    x: Tensor,
+    hidden: Tensor,
+    dy: Tensor,
+    adapter: tuple[Tensor, Tensor, float],
+    dx: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `add_low_rank` for `a` and `b`; that for `x` is added to `dx`, if there is."""
+    follow_torch()
+    a, b, scale = adapter
+    da, db = torch.empty_like(a), torch.empty_like(b)
+    _native.low_rank_backward(
+        dtype_name(x, "x"),
+        (_fresh(a), _fresh(b), a.shape[0], scale),
+        _fresh(x),
+        _fresh(hidden),
+        _fresh(dy),
+        None if dx is None else _fresh(dx),
+        _fresh(da),
+        _fresh(db),
+    )
+    return da, db
+
+
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """`lowbit::int8_matmul`."""
     follow_torch()

@@ -247,6 +247,18 @@ def use_lora_on_quantized_layers() -> None:
         _replace(model, "dispatch_default", dispatch_default)
 
 
+def is_untouched(module: torch.nn.Module) -> bool:
+    """Whether a call of the module does what its class says and nothing else."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
+
+
 def _replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 

@@ -4,11 +4,14 @@
 //! contents last from the first to the last line of one `asm!` and no longer.
 
 use std::arch::x86_64::*;
+use std::mem::offset_of;
 use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::matrix::{BLOCK, FACTOR, FEW_ROWS, INT_FACTOR, MOST_PARTS, Matrix, Parts, SIDE, TERMS};
+use super::matrix::{
+    BLOCK, Blocks, FACTOR, FEW_ROWS, MOST_PARTS, Matrix, Parts, SIDE, Sums, TERMS,
+};
 
 /// Proof that the machine has AMX-BF16, AMX-INT8 and AVX-512 BW, and that the system lets this process use them.
 #[derive(Debug, Clone, Copy)]
@@ -76,50 +79,131 @@ const SHAPES: Shapes = {
     Shapes(bytes)
 };
 
-/// The product of a block in tiles, with that instruction for a product of two.
+/// What a product reads while it runs, so that its registers are left to it.
+#[repr(C)]
+struct Plan {
+    /// Where the parts of both factors begin whose products count.
+    pairs: [[*const bf16; 2]; MOST_PARTS * MOST_PARTS],
+    count: usize,
+    steps: usize,
+    /// Bytes from step to step of either factor.
+    step_a: usize,
+    step_b: usize,
+    /// Bytes from block to block of the second.
+    block_b: usize,
+    /// 0 if sums begin at zero.
+    adds: usize,
+}
+
+impl Plan {
+    const EMPTY: Plan = Plan {
+        pairs: [[std::ptr::null(); 2]; MOST_PARTS * MOST_PARTS],
+        count: 0,
+        steps: 0,
+        step_a: 0,
+        step_b: 0,
+        block_b: 0,
+        adds: 0,
+    };
+
+    /// Makes the plan where it is: a copy would wait until all that the product before it stored is in the cache.
+    /// `false` if nothing is to be added; else all steps of `a` and of all blocks of `b` are there.
+    #[inline(always)]
+    fn set(&mut self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize) -> bool {
+        let [len_a, len_b] = [parts.a, parts.b].map(|parts| steps * parts * 2 * FACTOR);
+        let last = b.count.saturating_sub(1) * b.stride;
+        let (a, b_all) = (&a[..len_a], &b.factors[..last + len_b]);
+        self.count = 0;
+        if steps == 0 {
+            return false;
+        }
+        for (i, j) in parts.products() {
+            let part = |factors: &[bf16], part: usize| factors[part * 2 * FACTOR..].as_ptr();
+            self.pairs[self.count] = [part(a, i), part(b_all, j)];
+            self.count += 1;
+        }
+        self.steps = steps;
+        [self.step_a, self.step_b] = [parts.a, parts.b].map(|parts| 2 * parts * 2 * FACTOR);
+        self.block_b = 2 * b.stride;
+        self.count > 0
+    }
+}
+
+/// The product of a block with some blocks, in tiles, with that instruction for a product of two and that one for loading
+/// the second factor.
 macro_rules! multiply_blocks {
-    ($op:literal, $pairs:ident, $count:ident, $steps:ident, $a:expr, $b:expr, $c:ident) => {
+    ($op:literal, $load_b:literal, $plan:ident, $blocks:expr, $c:ident, $stride:ident) => {
         std::arch::asm!(
             "ldtilecfg [{n}]",
+            "4:",
+            "cmp qword ptr [{plan} + {ADDS}], 0",
+            "jne 5f",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
+            "jmp 6f",
+            "5:",
+            "mov {n}, {stride}",
+            "shl {n}, 4",
+            "add {n}, {c}",
+            "tileloadd tmm0, [{c} + {stride} * 1]",
+            "tileloadd tmm1, [{c} + {stride} * 1 + 64]",
+            "tileloadd tmm2, [{n} + {stride} * 1]",
+            "tileloadd tmm3, [{n} + {stride} * 1 + 64]",
+            "6:",
+            "mov {pairs}, {plan}",
+            "mov {count}, [{plan} + {COUNT}]",
             "2:",
             "mov {pa}, [{pairs}]",
             "mov {pb}, [{pairs} + 8]",
-            "mov {n}, {steps}",
+            "add {pb}, {at}",
+            "mov {n}, [{plan} + {STEPS}]",
             "3:",
             "tileloadd tmm4, [{pa} + {line} * 1]",
-            "tileloadd tmm6, [{pb} + {line} * 1]",
-            "tileloadd tmm7, [{pb} + {line} * 1 + 1024]",
+            concat!($load_b, " tmm6, [{pb} + {line} * 1]"),
+            concat!($load_b, " tmm7, [{pb} + {line} * 1 + 1024]"),
             "tileloadd tmm5, [{pa} + {line} * 1 + 1024]",
             concat!($op, " tmm0, tmm4, tmm6"),
             concat!($op, " tmm1, tmm4, tmm7"),
             concat!($op, " tmm2, tmm5, tmm6"),
             concat!($op, " tmm3, tmm5, tmm7"),
-            "add {pa}, {step_a}",
-            "add {pb}, {step_b}",
+            "add {pa}, [{plan} + {STEP_A}]",
+            "add {pb}, [{plan} + {STEP_B}]",
             "dec {n}",
             "jnz 3b",
             "add {pairs}, 16",
             "dec {count}",
             "jnz 2b",
-            "tilestored [{c} + {line} * 2], tmm0",
-            "tilestored [{c} + {line} * 2 + 64], tmm1",
-            "tilestored [{c} + {line} * 2 + 2048], tmm2",
-            "tilestored [{c} + {line} * 2 + 2112], tmm3",
+            "tilestored [{c} + {stride} * 1], tmm0",
+            "tilestored [{c} + {stride} * 1 + 64], tmm1",
+            "mov {n}, {stride}",
+            "shl {n}, 4",
+            "add {n}, {c}",
+            "tilestored [{n} + {stride} * 1], tmm2",
+            "tilestored [{n} + {stride} * 1 + 64], tmm3",
+            "add {c}, 128",
+            "add {at}, [{plan} + {BLOCK_B}]",
+            "dec {blocks}",
+            "jnz 4b",
             "tilerelease",
             n = inout(reg) &SHAPES => _,
-            c = in(reg) $c.as_mut_ptr(),
-            pairs = inout(reg) $pairs.as_ptr() => _,
-            count = inout(reg) $count => _,
-            steps = in(reg) $steps,
-            step_a = in(reg) 2 * $a * 2 * FACTOR,
-            step_b = in(reg) 2 * $b * 2 * FACTOR,
+            plan = in(reg) &raw const $plan,
+            at = inout(reg) 0usize => _,
+            blocks = inout(reg) $blocks => _,
+            c = inout(reg) $c.as_mut_ptr() => _,
+            stride = in(reg) size_of_val(&$c[0]) * $stride,
             line = in(reg) 2 * TERMS,
+            pairs = out(reg) _,
+            count = out(reg) _,
             pa = out(reg) _,
             pb = out(reg) _,
+            COUNT = const offset_of!(Plan, count),
+            STEPS = const offset_of!(Plan, steps),
+            STEP_A = const offset_of!(Plan, step_a),
+            STEP_B = const offset_of!(Plan, step_b),
+            BLOCK_B = const offset_of!(Plan, block_b),
+            ADDS = const offset_of!(Plan, adds),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -168,15 +252,21 @@ impl Matrix for Amx {
     }
 
     #[inline(always)]
-    fn multiply(self, a: &[bf16], b: &[bf16], parts: Parts, steps: usize, c: &mut [f32]) {
-        let b = &b[..steps * parts.b * 2 * FACTOR];
-        let c = &mut c[..BLOCK * BLOCK];
-        let Some((pairs, count)) = pairs(a, b, parts, steps) else { return c.fill(0.0) };
-        // SAFETY: a value of `Amx` proves the features and the system's permission. Of each pair of
-        // pointers `steps` times two factors are read, `parts * 2 * FACTOR` numbers apart, which the
-        // slices hold; 32 rows of 32 numbers are written to `c`. All tiles are released at the end, and no
-        // other register is changed than those named.
-        unsafe { multiply_blocks!("tdpbf16ps", pairs, count, steps, parts.a, parts.b, c) }
+    fn multiply(self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize, c: Sums<'_>) {
+        let mut plan = Plan { adds: usize::from(c.adds), ..Plan::EMPTY };
+        let (adds, stride) = (c.adds, c.stride);
+        let Some(c) = result(c, b, BLOCK) else { return };
+        if !plan.set(a, b, parts, steps) {
+            return if !adds {
+                c.fill(0.0)
+            };
+        }
+        // SAFETY: a value of `Amx` proves the features and the system's permission. From each pair of pointers on
+        // `steps` times two factors are read, as far apart as the parts of a number make them, and for
+        // each further block of `b` those `stride` numbers further on, which the slices hold; rows of 32 numbers a
+        // block are written to `c`, `BLOCK` of them. All tiles are released at the end, and no other register is
+        // changed than those named.
+        unsafe { multiply_blocks!("tdpbf16ps", "tileloaddt1", plan, b.count, c, stride) }
     }
 
     #[inline(always)]
@@ -248,80 +338,102 @@ impl Matrix for Amx {
 
     #[inline(always)]
     fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32]) {
-        let a = &a[..steps * 2 * INT_FACTOR];
-        let b = &b[..steps * 2 * INT_FACTOR];
+        let block =
+            |factors| Blocks { factors: bytemuck::cast_slice(factors), stride: 0, count: 1 };
+        let (a, b) = (block(a), block(b));
+        let (mut plan, stride) = (Plan::EMPTY, BLOCK);
         let c = &mut c[..BLOCK * BLOCK];
-        if steps == 0 {
+        if !plan.set(a.factors, b, Parts { a: 1, b: 1 }, steps) {
             return c.fill(0);
         }
-        let (pairs, count) = ([[a.as_ptr(), b.as_ptr()]], 1usize);
         // SAFETY: as in `multiply`; factors of integers are as many bytes.
-        unsafe { multiply_blocks!("tdpbssd", pairs, count, steps, 1, 1, c) }
+        unsafe { multiply_blocks!("tdpbssd", "tileloadd", plan, 1usize, c, stride) }
     }
 
     #[inline(always)]
-    fn multiply_narrow(
-        self,
-        a: &[bf16],
-        a_stride: usize,
-        b: &[bf16],
-        parts: Parts,
-        steps: usize,
-        c: &mut [f32],
-    ) {
-        let _ = &a[a_stride..][..steps * parts.a * 2 * FACTOR];
-        let b = &b[..steps * parts.b * 2 * FACTOR];
-        let c = &mut c[..2 * BLOCK * SIDE];
-        let Some((pairs, count)) = pairs(a, b, parts, steps) else { return c.fill(0.0) };
-        // SAFETY: as in `multiply`; of `a` the factors `a_stride` further on are read as well, of `b` the first
-        // of two, and 64 rows of 16 numbers are written.
+    fn multiply_narrow(self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize, c: Sums<'_>) {
+        let b = Blocks { count: b.count.next_multiple_of(2), ..b };
+        let mut plan = Plan { adds: usize::from(c.adds), ..Plan::EMPTY };
+        let (adds, stride) = (c.adds, c.stride);
+        let Some(c) = result(c, b, SIDE) else { return };
+        if !plan.set(a, b, parts, steps) {
+            return if !adds {
+                c.fill(0.0)
+            };
+        }
+        // SAFETY: as in `multiply`; of the first of two factors of `a`, with two blocks of `b` at a time.
         unsafe {
             std::arch::asm!(
                 "ldtilecfg [{n}]",
+                "4:",
+                "cmp qword ptr [{plan} + {ADDS}], 0",
+                "jne 5f",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
+                "jmp 6f",
+                "5:",
+                "tileloadd tmm0, [{c} + {stride} * 1]",
+                "tileloadd tmm1, [{c} + {stride} * 1 + 64]",
+                "tileloadd tmm2, [{c} + {stride} * 1 + 128]",
+                "tileloadd tmm3, [{c} + {stride} * 1 + 192]",
+                "6:",
+                "mov {pairs}, {plan}",
+                "mov {count}, [{plan} + {COUNT}]",
                 "2:",
                 "mov {pa}, [{pairs}]",
-                "lea {next}, [{pa} + {a_stride}]",
                 "mov {pb}, [{pairs} + 8]",
-                "mov {n}, {steps}",
+                "add {pb}, {at}",
+                "mov {next}, {pb}",
+                "add {next}, [{plan} + {BLOCK_B}]",
+                "mov {n}, [{plan} + {STEPS}]",
                 "3:",
-                "tileloadd tmm4, [{pb} + {line} * 1]",
-                "tileloadd tmm5, [{pa} + {line} * 1]",
-                "tileloadd tmm6, [{pa} + {line} * 1 + 1024]",
-                "tdpbf16ps tmm0, tmm5, tmm4",
+                "tileloadd tmm4, [{pa} + {line} * 1]",
+                "tileloadd tmm5, [{pb} + {line} * 1]",
+                "tileloadd tmm6, [{pb} + {line} * 1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm5",
                 "tileloadd tmm7, [{next} + {line} * 1]",
-                "tdpbf16ps tmm1, tmm6, tmm4",
+                "tdpbf16ps tmm1, tmm4, tmm6",
                 "tileloadd tmm5, [{next} + {line} * 1 + 1024]",
-                "tdpbf16ps tmm2, tmm7, tmm4",
-                "tdpbf16ps tmm3, tmm5, tmm4",
-                "add {pa}, {step_a}",
-                "add {next}, {step_a}",
-                "add {pb}, {step_b}",
+                "tdpbf16ps tmm2, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm4, tmm5",
+                "add {pa}, [{plan} + {STEP_A}]",
+                "add {pb}, [{plan} + {STEP_B}]",
+                "add {next}, [{plan} + {STEP_B}]",
                 "dec {n}",
                 "jnz 3b",
                 "add {pairs}, 16",
                 "dec {count}",
                 "jnz 2b",
-                "tilestored [{c} + {line} * 1], tmm0",
-                "tilestored [{c} + {line} * 1 + 1024], tmm1",
-                "tilestored [{c} + {line} * 1 + 2048], tmm2",
-                "tilestored [{c} + {line} * 1 + 3072], tmm3",
+                "tilestored [{c} + {stride} * 1], tmm0",
+                "tilestored [{c} + {stride} * 1 + 64], tmm1",
+                "tilestored [{c} + {stride} * 1 + 128], tmm2",
+                "tilestored [{c} + {stride} * 1 + 192], tmm3",
+                "add {c}, 256",
+                "add {at}, [{plan} + {BLOCK_B}]",
+                "add {at}, [{plan} + {BLOCK_B}]",
+                "sub {blocks}, 2",
+                "jnz 4b",
                 "tilerelease",
                 n = inout(reg) &SHAPES => _,
-                c = in(reg) c.as_mut_ptr(),
-                pairs = inout(reg) pairs.as_ptr() => _,
-                count = inout(reg) count => _,
-                steps = in(reg) steps,
-                a_stride = in(reg) 2 * a_stride,
-                step_a = in(reg) 2 * parts.a * 2 * FACTOR,
-                step_b = in(reg) 2 * parts.b * 2 * FACTOR,
+                plan = in(reg) &raw const plan,
+                at = inout(reg) 0usize => _,
+                blocks = inout(reg) b.count => _,
+                c = inout(reg) c.as_mut_ptr() => _,
+                stride = in(reg) size_of::<f32>() * stride,
                 line = in(reg) 2 * TERMS,
+                pairs = out(reg) _,
+                count = out(reg) _,
                 pa = out(reg) _,
                 pb = out(reg) _,
                 next = out(reg) _,
+                COUNT = const offset_of!(Plan, count),
+                STEPS = const offset_of!(Plan, steps),
+                STEP_A = const offset_of!(Plan, step_a),
+                STEP_B = const offset_of!(Plan, step_b),
+                BLOCK_B = const offset_of!(Plan, block_b),
+                ADDS = const offset_of!(Plan, adds),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
@@ -330,26 +442,12 @@ impl Matrix for Amx {
     }
 }
 
-/// Pointers to two factors.
-type Pair = [*const bf16; 2];
-
-/// Where the parts of `a` and `b` begin whose products count, and how many these are; `None` if nothing is to be
-/// added. All steps of both are there.
+/// The numbers from the first to the last of `rows` rows of a product with those blocks; `None` if there are none.
 #[inline(always)]
-fn pairs(
-    a: &[bf16],
-    b: &[bf16],
-    parts: Parts,
-    steps: usize,
-) -> Option<([Pair; MOST_PARTS * MOST_PARTS], usize)> {
-    let a = &a[..steps * parts.a * 2 * FACTOR];
-    let mut pairs = [[a.as_ptr(), b.as_ptr()]; MOST_PARTS * MOST_PARTS];
-    let mut count = 0;
-    for (i, j) in parts.products() {
-        pairs[count] = [a.get(i * 2 * FACTOR..)?.as_ptr(), b.get(j * 2 * FACTOR..)?.as_ptr()];
-        count += 1;
-    }
-    (steps > 0 && count > 0).then_some((pairs, count))
+fn result<'a>(c: Sums<'a>, b: Blocks<'_>, rows: usize) -> Option<&'a mut [f32]> {
+    let cols = b.count * BLOCK;
+    assert!(cols <= c.stride, "rows of {cols} numbers, {} apart, lie one over the other", c.stride);
+    (cols > 0).then(|| &mut c.numbers[..(rows - 1) * c.stride + cols])
 }
 
 /// Splits 16 numbers of either slice at a time, `step` numbers further in both for each 32 of `out`.
@@ -438,6 +536,8 @@ mod tests {
         let mut rng = Rng(9);
         let mut numbers = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.normal()).collect() };
         const STEPS: usize = 3;
+        /// Two blocks and a gap.
+        const COLS: usize = 3 * BLOCK;
         for (a, b) in [(1, 1), (2, 1), (1, 2), (2, 2), (3, 3)] {
             let parts = Parts { a, b };
             let rows = [numbers(BLOCK * STEPS * TERMS), numbers(BLOCK * STEPS * TERMS)];
@@ -460,10 +560,22 @@ mod tests {
             Model.transpose(&mut b_expected);
             assert!(b == b_expected, "transpose");
             let close = |(g, e): (&f32, &f32)| (g - e).abs() <= 1e-4;
-            let (mut got, mut expected) = ([0.0; BLOCK * BLOCK], [1.0; BLOCK * BLOCK]);
-            amx.multiply(&a, &b, parts, STEPS, &mut got);
-            Model.multiply(&a, &b, parts, STEPS, &mut expected);
-            assert!(got.iter().zip(&expected).all(close), "multiply {parts:?}");
+            let other: Vec<_> = b.iter().chain(b.iter().rev()).copied().collect();
+            let blocks = Blocks { factors: &other, stride: b.len(), count: 2 };
+            // Set, then added to.
+            let (mut got, mut expected) = ([0.0; BLOCK * COLS], [0.0; BLOCK * COLS]);
+            for adds in [false, true] {
+                let sums = |numbers| Sums { numbers, stride: COLS, adds };
+                amx.multiply(&a, blocks, parts, STEPS, sums(&mut got));
+                Model.multiply(&a, blocks, parts, STEPS, sums(&mut expected));
+                assert!(got.iter().zip(&expected).all(close), "multiply {parts:?}");
+            }
+            for adds in [true, false] {
+                let sums = |numbers| Sums { numbers, stride: COLS, adds };
+                amx.multiply_narrow(&a, blocks, parts, STEPS, sums(&mut got));
+                Model.multiply_narrow(&a, blocks, parts, STEPS, sums(&mut expected));
+                assert!(got.iter().zip(&expected).all(close), "multiply_narrow {parts:?}");
+            }
             let few = numbers(FEW_ROWS * 2 * TERMS);
             let mut few_parts = vec![bf16::ZERO; parts.a * few.len()];
             Model.split(&few, parts.a, &mut few_parts, TERMS, few.len());
@@ -472,10 +584,6 @@ mod tests {
             amx.multiply_few(&few_parts, b_of_two, parts, &mut of_few);
             Model.multiply_few(&few_parts, b_of_two, parts, &mut of_model);
             assert!(of_few.iter().zip(&of_model).all(close), "multiply_few {parts:?}");
-            let two = [&a[..], &a[..]].concat();
-            amx.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut got);
-            Model.multiply_narrow(&two, a.len(), &b, parts, STEPS, &mut expected);
-            assert!(got.iter().zip(&expected).all(close), "multiply_narrow {parts:?}");
         }
         let x = [numbers(48), numbers(48)];
         let pairs = |m: &dyn Fn(&mut [bf16])| {

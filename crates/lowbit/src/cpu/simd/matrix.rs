@@ -45,6 +45,23 @@ impl Parts {
     }
 }
 
+/// Blocks of columns of a factor, some numbers apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks<'a> {
+    pub factors: &'a [bf16],
+    pub stride: usize,
+    pub count: usize,
+}
+
+/// Where rows of a product go, `stride` apart.
+#[derive(Debug)]
+pub(crate) struct Sums<'a> {
+    pub numbers: &'a mut [f32],
+    pub stride: usize,
+    /// Whether it is added to what is there.
+    pub adds: bool,
+}
+
 /// A machine that multiplies matrices of bfloat16 and adds up in f32.
 ///
 /// Factors of a block's product lie in memory by steps of [`TERMS`] terms, in each the parts, in each part
@@ -70,28 +87,20 @@ pub(crate) trait Matrix: Copy {
     /// where fours of terms stay together.
     fn transpose(self, factors: &mut [bf16]);
 
-    /// `c = a b`, `c: [BLOCK, BLOCK]`: the terms of `steps` steps, the smallest products first, as each addition is
-    /// rounded to what there is already.
-    fn multiply(self, a: &[bf16], b: &[bf16], parts: Parts, steps: usize, c: &mut [f32]);
+    /// `c = a b` or `c += a b`, `c: [BLOCK, blocks * BLOCK]`: the terms of `steps` steps, the
+    /// smallest products first, as each addition is rounded to what there is already.
+    fn multiply(self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize, c: Sums<'_>);
 
     /// `c = a b`, `c: [FEW_ROWS, SIDE]`, of two steps: in `a: [parts, FEW_ROWS, 2 * TERMS]` rows lie as a
     /// whole, `b` is `[parts, 2, FACTOR]`.
     fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]);
 
-    /// [`multiply`](Self::multiply) for integers: `a, b: [steps, 2, INT_FACTOR]`. Exact, modulo 2^32.
+    /// The same for integers and one block: `a, b: [steps, 2, INT_FACTOR]`, `c: [BLOCK, BLOCK]`. Exact, modulo 2^32.
     fn multiply_ints(self, a: &[i8], b: &[i8], steps: usize, c: &mut [i32]);
 
-    /// [`multiply`](Self::multiply) for two blocks of `a`, which lie `a_stride` apart, and the first `SIDE`
-    /// columns of `b`: `c: [2 * BLOCK, SIDE]`.
-    fn multiply_narrow(
-        self,
-        a: &[bf16],
-        a_stride: usize,
-        b: &[bf16],
-        parts: Parts,
-        steps: usize,
-        c: &mut [f32],
-    );
+    /// [`multiply`](Self::multiply) for the first `SIDE` rows of `a`: `c: [SIDE, blocks * BLOCK]`. Blocks are taken
+    /// two at a time, so there is an even number of them.
+    fn multiply_narrow(self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize, c: Sums<'_>);
 }
 
 /// The parts of a number: its upper 16 bits, then those of what is left, the last of them rounded.
@@ -148,8 +157,8 @@ impl Matrix for Model {
         }
     }
 
-    fn multiply(self, a: &[bf16], b: &[bf16], parts: Parts, steps: usize, c: &mut [f32]) {
-        self.multiply_columns(a, b, parts, steps, c, BLOCK);
+    fn multiply(self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize, c: Sums<'_>) {
+        self.multiply_rows(a, b, parts, steps, c, BLOCK);
     }
 
     fn multiply_few(self, a: &[bf16], b: &[bf16], parts: Parts, c: &mut [f32]) {
@@ -182,38 +191,33 @@ impl Matrix for Model {
         }
     }
 
-    fn multiply_narrow(
-        self,
-        a: &[bf16],
-        a_stride: usize,
-        b: &[bf16],
-        parts: Parts,
-        steps: usize,
-        c: &mut [f32],
-    ) {
-        for (a, c) in [a, &a[a_stride..]].into_iter().zip(c.chunks_exact_mut(BLOCK * SIDE)) {
-            self.multiply_columns(a, b, parts, steps, c, SIDE);
-        }
+    fn multiply_narrow(self, a: &[bf16], b: Blocks<'_>, parts: Parts, steps: usize, c: Sums<'_>) {
+        self.multiply_rows(a, b, parts, steps, c, SIDE);
     }
 }
 
 impl Model {
-    fn multiply_columns(
+    fn multiply_rows(
         self,
         a: &[bf16],
-        b: &[bf16],
+        b: Blocks<'_>,
         parts: Parts,
         steps: usize,
-        c: &mut [f32],
-        cols: usize,
+        sums: Sums<'_>,
+        rows: usize,
     ) {
-        c.fill(0.0);
-        for (i, j) in parts.products() {
-            for step in 0..steps {
-                let a = &a[(step * parts.a + i) * 2 * FACTOR..][..2 * FACTOR];
-                let b = &b[(step * parts.b + j) * 2 * FACTOR..][..2 * FACTOR];
-                for (a, c) in a.chunks_exact(TERMS).zip(c.chunks_exact_mut(cols)) {
+        for (row, c) in sums.numbers.chunks_mut(sums.stride).take(rows).enumerate() {
+            let c = &mut c[..b.count * BLOCK];
+            if !sums.adds {
+                c.fill(0.0);
+            }
+            for (i, j) in parts.products() {
+                for step in 0..steps {
+                    let a = &a[(step * parts.a + i) * 2 * FACTOR + row * TERMS..][..TERMS];
                     for (col, c) in c.iter_mut().enumerate() {
+                        let b = &b.factors[col / BLOCK * b.stride..];
+                        let b = &b[(step * parts.b + j) * 2 * FACTOR..][..2 * FACTOR];
+                        let col = col % BLOCK;
                         let b = &b[col / SIDE * FACTOR + 2 * (col % SIDE)..];
                         for (term, a) in a.iter().enumerate() {
                             *c += a.to_f32() * b[term / 2 * TERMS + term % 2].to_f32();
@@ -239,7 +243,7 @@ impl Matrix for Infallible {
         match self {}
     }
 
-    fn multiply(self, _: &[bf16], _: &[bf16], _: Parts, _: usize, _: &mut [f32]) {
+    fn multiply(self, _: &[bf16], _: Blocks<'_>, _: Parts, _: usize, _: Sums<'_>) {
         match self {}
     }
 
@@ -251,7 +255,7 @@ impl Matrix for Infallible {
         match self {}
     }
 
-    fn multiply_narrow(self, _: &[bf16], _: usize, _: &[bf16], _: Parts, _: usize, _: &mut [f32]) {
+    fn multiply_narrow(self, _: &[bf16], _: Blocks<'_>, _: Parts, _: usize, _: Sums<'_>) {
         match self {}
     }
 }
