@@ -177,9 +177,21 @@ impl Prepared<'_> {
         let (tasks, threads) = (len.div_ceil(MOST), threads::count());
         let is_even = tasks.is_multiple_of(threads) || tasks >= 8 * threads;
         let cols = if is_even { MOST } else { MOST / 2 };
+        // Where columns are too few for all threads they share rows, and decode the same weights.
+        let groups = (threads / len.div_ceil(cols)).max(1);
+        let rows = self.m.div_ceil(groups).next_multiple_of(BLOCK);
+        let mut columns = columns::cut(y, len, cols);
+        let mut tasks: Vec<_> = columns
+            .chunks_mut(self.m)
+            .enumerate()
+            .flat_map(|(i, y)| y.chunks_mut(rows).enumerate().map(move |(j, y)| (i, j, y)))
+            .collect();
         let work = self.m * self.view.n * self.view.k;
-        pool.each(&mut columns::cut(y, len, cols), self.m, work, |i, y| {
-            isa.run(Product { p: self, place: [i * cols, len], cols, bias, y });
+        pool.each(&mut tasks, 1, work, |_, tasks| {
+            for (i, j, y) in tasks {
+                let place = [*i * cols, len];
+                isa.run(Product { p: self, first: *j * rows, place, cols, bias, y });
+            }
         });
         !self.failed.load(Ordering::Relaxed)
     }
@@ -204,10 +216,12 @@ fn add<S: Simd>(s: S, numbers: &[f32], sums: &mut [f32]) {
     }
 }
 
-/// Some columns of `y = x wᵀ` or `y = x w`.
+/// Some rows and columns of `y = x wᵀ` or `y = x w`.
 struct Product<'a, 'y, T> {
     p: &'a Prepared<'a>,
-    /// The first of the columns, and how many `y` has.
+    /// The first of the rows, whole blocks from the start.
+    first: usize,
+    /// The first of the columns, and how many there are.
     place: [usize; 2],
     /// Columns of a tile.
     cols: usize,
@@ -220,7 +234,8 @@ impl<T: Element> Task for Product<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Product { p, place: [col, all], cols: stride, bias, y } = self;
+        let Product { p, first, place: [col, all], cols: stride, bias, y } = self;
+        let m = y.len();
         let Some(matrix) = s.matrix() else { return };
         let cols = stride.min(all - col);
         let parts = Parts { a: p.parts[0], b: p.parts[1] };
@@ -229,7 +244,7 @@ impl<T: Element> Task for Product<'_, '_, T> {
         let mut w = Buffer::scratch(stride / BLOCK * len, bf16::ZERO);
         let mut product = Buffer::scratch(BLOCK * stride, 0.0f32);
         // With what is missing of the last block of rows.
-        let mut sums = Buffer::scratch(p.m.next_multiple_of(BLOCK) * stride, 0.0f32);
+        let mut sums = Buffer::scratch(m.next_multiple_of(BLOCK) * stride, 0.0f32);
         for from in (0..p.steps).step_by(STEPS) {
             let steps = STEPS.min(p.steps - from);
             let w_of = Weights { view: p.view, col, cols, term: from * TERMS, steps };
@@ -240,10 +255,11 @@ impl<T: Element> Task for Product<'_, '_, T> {
             }
             let is_first = from == 0;
             let w = Blocks { factors: &w, stride: len, count: cols.div_ceil(BLOCK) };
-            let blocks = p.x.chunks_exact(p.block()).zip(sums.chunks_exact_mut(BLOCK * stride));
+            let x = p.x[first / BLOCK * p.block()..].chunks_exact(p.block());
+            let blocks = x.zip(sums.chunks_exact_mut(BLOCK * stride));
             for (j, (x, sums)) in blocks.enumerate() {
                 let x = &x[from * step..];
-                let rows = p.m - j * BLOCK;
+                let rows = m - j * BLOCK;
                 let is_apart = !is_first && !p.adds_on();
                 let numbers = if is_apart { &mut product[..] } else { &mut *sums };
                 let to = Sums { numbers, stride, adds: !is_first && !is_apart };
@@ -257,7 +273,7 @@ impl<T: Element> Task for Product<'_, '_, T> {
                 }
             }
         }
-        for sums in sums.chunks_exact(stride).take(p.m) {
+        for sums in sums.chunks_exact(stride).take(m) {
             if !f32::from_bits(s.max_magnitude_bits(&sums[..cols])).is_finite() {
                 p.failed.store(true, Ordering::Relaxed);
             }
