@@ -69,8 +69,8 @@ def linear_with_adapter(
     bias: Tensor | None,
     weight: PackedWeight,
     adapter: tuple[Tensor, Tensor, float],
-) -> Tensor | None:
-    """`x wᵀ + bias + scale (x aᵀ) bᵀ`, if nothing but autograd would notice; else None.
+) -> Tensor:
+    """`x wᵀ + bias + scale (x aᵀ) bᵀ`, for an `x` of which `may_skip_operations` is true.
 
     What an adapter (LoRA) does takes a dozen of torch's operations and as many copies of
     activations in f32; here it is one function forth and one back, in f32 as well. All fit each
@@ -83,10 +83,14 @@ def linear_with_adapter(
         weight: `[N, K]`, on the CPU.
         adapter: `a: [rank, K]`, `b: [N, rank]`, in f32, and the scale.
     """
-    if _is_compiling() or not _is_plain(x):
-        return None
     a, b, scale = adapter
-    return _LinearWithAdapter.apply(x, dropped, a, b, scale, bias, weight)
+    y: Tensor = _LinearWithAdapter.apply(x, dropped, a, b, scale, bias, weight)
+    return y
+
+
+def may_skip_operations(x: Tensor) -> bool:
+    """Whether nothing but autograd would notice if no operation of torch was called for `x`."""
+    return not _is_compiling() and _is_plain(x)
 
 
 def _trains(x: Tensor, bias: Any) -> bool:

@@ -48,6 +48,8 @@ class Linear(lora.Linear):
             return None
         if x.shape[-1] != base.in_features or x.numel() == 0 or not codes.is_cpu:
             return None
+        if not eager.may_skip_operations(x):
+            return None
         dropped = None
         if self.training and getattr(dropout := self.lora_dropout[name], "p", 0.0) > 0.0:
             dropped = dropout(x)
