@@ -15,8 +15,8 @@ use super::simd::{Simd, Task};
 use super::view::{Codes, View};
 use crate::{DType, Element, threads};
 
-/// Steps of a tile: the first-level cache holds them of a block of rows of both factors. Sums of so many terms
-/// are added up by themselves.
+/// Steps of a tile: the first-level cache holds them of a block of activations, and the weights pass it by. Sums of so many
+/// terms are added up by themselves, but where eight bits of them count.
 const STEPS: usize = 16;
 /// Columns of a tile, or rows of the weight where that is transposed.
 const LEN: usize = STEPS * TERMS;

@@ -188,18 +188,18 @@ fn by_matrices<T: Element>(
 ) -> bool {
     let Through { of, transposed, x } = *through;
     let LowRank { a, b, rank, .. } = *of;
-    let m = hidden.len() / rank;
+    let (m, n, k) = (hidden.len() / rank, b.len() / rank, a.len() / rank);
     if T::DTYPE == DType::F32 || m < MATRICES_FROM || !isa.run(HasMatrices) {
         return false;
     }
     let turned;
-    let (w, k) = if transposed {
-        turned = tile::panels(b, b.len() / rank, rank, b.len() / rank, pool);
-        (&turned[..], b.len() / rank)
+    let w = if transposed {
+        turned = tile::panels(b, n, rank, n, pool);
+        View::dense(&turned, n)
     } else {
-        (a, a.len() / rank)
+        View::dense(a, k)
     };
-    gemm_matrix::prepare(isa, &View::dense(w, k), x, m, false, T::DTYPE, pool)
+    gemm_matrix::prepare(isa, &w, x, m, false, T::DTYPE, pool)
         .is_some_and(|p| p.multiply(isa, None, hidden, pool))
 }
 

@@ -261,11 +261,11 @@ impl Matrix for Amx {
                 c.fill(0.0)
             };
         }
-        // SAFETY: a value of `Amx` proves the features and the system's permission. From each pair of pointers on
-        // `steps` times two factors are read, as far apart as the parts of a number make them, and for
-        // each further block of `b` those `stride` numbers further on, which the slices hold; rows of 32 numbers a
-        // block are written to `c`, `BLOCK` of them. All tiles are released at the end, and no other register is
-        // changed than those named.
+        // From each pair of pointers on `steps` times two factors are read, as far apart as the parts of a number
+        // make them, and for each further block of `b` those `stride` numbers further on.
+        // SAFETY: a value of `Amx` proves the features and the system's permission. The slices hold what is read;
+        // `BLOCK` rows of 32 numbers a block are read and written in `c`, which has them. All tiles are released
+        // at the end, and no other register is changed than those named.
         unsafe { multiply_blocks!("tdpbf16ps", "tileloaddt1", plan, b.count, c, stride) }
     }
 
